@@ -1,0 +1,160 @@
+"""What a run ended with: one line on stderr and an exit code; a traceback only for a bug.
+
+Signals end a run like errors do: SIGTERM raises Interrupted in the main thread, so that every
+`with` and `finally` on the way out cleans up (the async commands: running.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import TextIO
+
+import click
+
+from backyfs.errors import BackyfsError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Interrupted(BaseException):
+    """The operator or the system asked us to stop, by signal number `number`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a run failed: its exit code, what to tell the operator and what to do about it."""
+
+    code: int
+    message: str = ""
+    hint: str = ""
+
+
+def raise_on_sigterm() -> None:
+    """Make SIGTERM raise Interrupted in the main thread."""
+    signal.signal(signal.SIGTERM, _raise)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+def explain(error: BaseException) -> Failure | None:
+    """What an error means to an operator; None for a bug."""
+    leaves = list(_leaves(error))
+    stop = [leaf for leaf in leaves if isinstance(leaf, Interrupted | KeyboardInterrupt)]
+    if stop:
+        return _explain_one(stop[0])
+    found = [_explain_one(leaf) for leaf in leaves]
+    if not found or None in found:
+        return None
+    # A nursery may collect the failure and what it caused elsewhere; ours say more than errno.
+    return next(
+        (f for f, leaf in zip(found, leaves, strict=True) if isinstance(leaf, BackyfsError)),
+        found[0],
+    )
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            yield from _leaves(member)
+    else:
+        yield error
+
+
+def _explain_one(error: BaseException) -> Failure | None:
+    match error:
+        case BackyfsError():
+            return Failure(error.exit_code, error.message, error.hint)
+        case Interrupted():
+            return Failure(128 + error.number, f"stopped by {signal.Signals(error.number).name}")
+        case KeyboardInterrupt():
+            return Failure(128 + signal.SIGINT, "stopped by SIGINT")
+        case click.exceptions.Abort():
+            return Failure(128 + signal.SIGINT, "stopped")
+        case click.exceptions.NoArgsIsHelpError():
+            return Failure(2, error.format_message())
+        case click.UsageError():
+            return Failure(2, error.format_message(), _try_help(error))
+        case click.ClickException():
+            return Failure(error.exit_code, error.format_message())
+        case BrokenPipeError():
+            return Failure(128 + signal.SIGPIPE)
+        case OSError():
+            code = 14 if error.errno in NO_SPACE else 1
+            return Failure(code, _os_message(error))
+        case MemoryError():
+            return Failure(1, "out of memory")
+    return None
+
+
+def _os_message(error: OSError) -> str:
+    what = error.strerror or str(error) or type(error).__name__
+    return f"{os.fsdecode(error.filename)}: {what}" if _named(error) else what
+
+
+def _named(error: OSError) -> bool:
+    return isinstance(error.filename, str | bytes)
+
+
+def _try_help(error: click.UsageError) -> str:
+    if isinstance(error, click.NoSuchOption) and error.option_name in ("-r", "--repo"):
+        if error.ctx is not None and error.ctx.parent is None:
+            return "did you mean -b/--backup-dir? (-r names a revision, after the command)"
+    return f"see: {error.ctx.command_path} --help" if error.ctx else ""
+
+
+def report(error: BaseException, *, as_json: bool) -> int:
+    """Print why the run ended; return the exit code. A bug prints its traceback and is 1."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    found = explain(error)
+    with _unbreakable():
+        if found is None:
+            import traceback
+
+            traceback.print_exception(error)
+            found = Failure(1, f"a bug: {type(error).__name__}: {error}", "please report it")
+        _print(found, sys.stderr, as_json)
+    return found.code
+
+
+def _print(failure: Failure, stream: TextIO, as_json: bool) -> None:
+    if as_json:
+        value = {
+            "message_type": "exit_error",
+            "code": failure.code,
+            "message": failure.message,
+            "hint": failure.hint,
+        }
+        print(json.dumps(value, ensure_ascii=False), file=stream)
+    elif failure.message:
+        print(f"backyfs: {failure.message}", file=stream)
+        if failure.hint:
+            print(f"  {failure.hint}", file=stream)
+
+
+@contextlib.contextmanager
+def _unbreakable() -> Iterator[None]:
+    """Whatever stdout or stderr still hold must not make a second error at exit."""
+    try:
+        yield
+        sys.stderr.flush()
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)
+        os.close(nowhere)

@@ -1,0 +1,68 @@
+"""Options that several commands share, so that they look and read the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from backyfs.cli.completing import complete_spec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def as_json(function: F) -> F:
+    """--json, passed as `as_json`: results as JSON on stdout, errors as JSON on stderr."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/cli.md).")(
+        function
+    )
+
+
+def revision(default: str | None = "latest", *, required: bool = False) -> Callable[[F], F]:
+    """-r/--revision SPEC, passed as `spec`."""
+    return click.option(
+        "-r",
+        "--revision",
+        "spec",
+        metavar="SPEC",
+        default=default,
+        required=required,
+        show_default=default is not None,
+        shell_complete=complete_spec,
+        help="Which revisions: an id, latest, tag:NAME, a date … (backyfs help spec).",
+    )
+
+
+def dry_run(function: F) -> F:
+    """-n/--dry-run, passed as `dry_run`."""
+    return click.option("-n", "--dry-run", is_flag=True, help="Say what would happen; change nothing.")(
+        function
+    )
+
+
+def yes(function: F) -> F:
+    """-y/--yes, passed as `yes`: do not ask."""
+    return click.option("-y", "--yes", is_flag=True, help="Do not ask.")(function)
+
+
+def wait(function: F) -> F:
+    """--wait S, passed as `wait_s`: how long to wait for another writer."""
+    return click.option(
+        "--wait",
+        "wait_s",
+        metavar="S",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        help="Wait up to S seconds for another writer (default: exit 75 at once).",
+    )(function)
+
+
+def progress(function: F) -> F:
+    """--progress/--no-progress, passed as `progress` (None: as the terminal suggests)."""
+    return click.option(
+        "--progress/--no-progress",
+        "progress",
+        default=None,
+        help="Show progress (default: on a terminal).",
+    )(function)

@@ -1,0 +1,58 @@
+"""The global options of one run, and how a command gets at its repository."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backyfs.errors import NoRepository
+
+if TYPE_CHECKING:
+    from backyfs.store.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What the command line said before the command's name.
+
+    `directory` is one VM's directory or the base directory of many; `config` the configuration of
+    all jobs; `logfile` overrides where a command logs to.
+    """
+
+    directory: Path
+    config: Path
+    logfile: Path | None
+    verbose: bool
+    quiet: bool
+
+    def repository(self) -> Repository:
+        """The VM's repository in `directory`. NoRepository, Unsupported, Corrupt."""
+        from backyfs.store.repository import Repository, is_repository
+
+        if not self.directory.is_dir():
+            raise NoRepository(f"no directory {self.directory}", hint=_how_to_make(self.directory))
+        if is_repository(self.directory):
+            return Repository.open(self.directory)
+        vms = self.vms()
+        if vms:
+            raise NoRepository(
+                f"{self.directory} is a base directory of {len(vms)} VMs, not a VM's directory",
+                hint=f"name one of them, such as: backyfs -b {vms[0]} …",
+            )
+        raise NoRepository(
+            f"no repository in {self.directory.resolve()}", hint=_how_to_make(self.directory)
+        )
+
+    def vms(self) -> list[Path]:
+        """The directories of VMs below a base directory, by name."""
+        from backyfs.store.repository import is_repository
+
+        return sorted(path for path in self.directory.iterdir() if is_repository(path))
+
+
+def _how_to_make(directory: Path) -> str:
+    return (
+        "name a VM's directory with -b DIR (or BACKYFS_BACKUP_DIR); "
+        f"make one with: backyfs -b {directory} init file IMAGE"
+    )
