@@ -1,0 +1,88 @@
+"""Imports point only along the flow of data; this table is the one of docs/design.md."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import backyfs
+
+ROOT = Path(backyfs.__file__).parent
+
+BASE = "base"
+ALLOWED: dict[str, set[str]] = {
+    BASE: set(),
+    "source": {BASE},
+    "store": {BASE},
+    "engine": {"source", "store", BASE},
+    "reader": {"store", BASE},
+    "mount": {"reader", "store", BASE},
+    "nbd": {"reader", "store", BASE},
+    "restore": {"reader", "store", BASE},
+}
+EVERYTHING = {"cli", "__main__"}
+BASE_MODULES = {"errors", "model", "config", "log", "partition"}
+
+# No trio below the engine's and the adapters' level: the waists are synchronous.
+WITHOUT_TRIO = {BASE, "source", "store", "reader"}
+
+
+def _modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def _layer(parts: tuple[str, ...]) -> str:
+    """The layer of a module, given the parts of its name below `backyfs`."""
+    first = parts[0] if parts else "__init__"
+    return BASE if first in BASE_MODULES or first == "__init__" else first
+
+
+def _layer_of_file(path: Path) -> str:
+    return _layer(path.relative_to(ROOT).with_suffix("").parts)
+
+
+@functools.cache
+def _imported(path: Path) -> tuple[str, ...]:
+    """Full names of all modules a file imports, wherever in it."""
+    return tuple(_imports_of(ast.parse(path.read_text())))
+
+
+def _imports_of(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide layers"
+            # `from backyfs import model` names a module; `from backyfs.model import FRAME` a value
+            if node.module == "backyfs":
+                yield from (f"backyfs.{alias.name}" for alias in node.names)
+            else:
+                yield node.module or ""
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_table(path: Path) -> None:
+    layer = _layer_of_file(path)
+    if layer in EVERYTHING:
+        return
+    assert layer in ALLOWED, f"{path} belongs to no layer of the table"
+    for name in _imported(path):
+        parts = name.split(".")
+        if parts[0] == "backyfs" and name != "backyfs.__version__":
+            target = _layer(tuple(parts[1:]))
+            assert target == layer or target in ALLOWED[layer], f"{layer} must not import {name}"
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_waists_know_no_trio(path: Path) -> None:
+    if _layer_of_file(path) in WITHOUT_TRIO:
+        assert not {"trio", "pyfuse3"} & {name.split(".")[0] for name in _imported(path)}
+
+
+def test_base_modules_exist() -> None:
+    here = {path.stem for path in ROOT.glob("*.py")} - {"__init__"} - EVERYTHING
+    assert here <= BASE_MODULES
