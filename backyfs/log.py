@@ -1,0 +1,196 @@
+"""What happened, for people and for grep: one line per event, values as key=value.
+
+    log = logging.getLogger(__name__)
+    log.info("revision published", {"revision": record.id, "stored": 4096})
+
+    2026-11-22T10:15:02.123Z 4711 INFO web01 engine.backup revision published revision=… stored=4096
+
+Callers use the standard library's loggers and hand the values over as one mapping; a text that
+needs no values works too. Nothing else in the project configures logging. stderr shows warnings
+(with `verbose` everything, with `quiet` errors); a log file gets INFO and above, with `verbose`
+DEBUG. Where a line came from (the VM) is a context, carried along into trio tasks and threads.
+
+Logging never makes an operation fail: a log file that cannot be written is reported once on
+stderr. A file is re-opened when logrotate moved it away. Several processes may append to the same
+file: each line is one write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from backyfs.errors import ConfigError
+
+PROGRAM = "backyfs"
+VM_LOG = "backy.log"
+"""Name of the log file in a VM's directory."""
+
+_MODE = 0o640
+_vm: ContextVar[str] = ContextVar("vm", default="-")
+_installed: list[logging.Handler] = []
+
+
+def configure(*, verbose: bool = False, quiet: bool = False, logfile: Path | None = None) -> None:
+    """Set up logging for this process, replacing an earlier set-up.
+
+    Raises ConfigError when `logfile` (which somebody asked for) cannot be written.
+    """
+    shut_down()
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.getLogger(PROGRAM).setLevel(level)
+    stderr = logging.StreamHandler(sys.stderr)
+    stderr.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
+    stderr.setFormatter(_Brief())
+    _install(stderr)
+    if logfile is not None:
+        handler = _File(logfile)
+        try:
+            handler.open()
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot write the log file {logfile}: {exc.strerror}",
+                hint="name another one with -l, or none",
+            ) from exc
+        _install(handler)
+
+
+def shut_down() -> None:
+    """Undo `configure`."""
+    while _installed:
+        handler = _installed.pop()
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def _install(handler: logging.Handler) -> None:
+    logging.getLogger().addHandler(handler)
+    _installed.append(handler)
+
+
+@contextlib.contextmanager
+def about(vm: str, directory: Path | None = None) -> Iterator[None]:
+    """Say of all lines within that they are about `vm`; append them to its own log, too.
+
+    `directory` is the VM's directory; None: no log of its own (a reader writes nothing there).
+    """
+    token = _vm.set(vm)
+    handler = _File(directory / VM_LOG, only_vm=vm) if directory is not None else None
+    if handler is not None:
+        logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        _vm.reset(token)
+        if handler is not None:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+def text_of(value: object) -> str:
+    """One value of a key=value pair: bare where that is unambiguous, else as a JSON string."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    if text and text.isprintable() and not any(char in ' "=' for char in text):
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def _one_line(text: str) -> str:
+    """Text that cannot pretend to be another line or drive a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def _message(record: logging.LogRecord) -> str:
+    parts = [_one_line(record.getMessage())]
+    values: Any = record.args
+    if isinstance(values, Mapping):
+        parts += [f"{key}={text_of(value)}" for key, value in values.items()]
+    return " ".join(parts)
+
+
+class _Line(logging.Formatter):
+    """`TIME PID LEVEL VM WHERE MESSAGE key=value …`; a traceback follows, each line after `| `."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC)
+        where = record.name.removeprefix(f"{PROGRAM}.")
+        head = f"{time:%Y-%m-%dT%H:%M:%S}.{time.microsecond // 1000:03}Z {record.process}"
+        line = f"{head} {record.levelname} {_vm.get()} {where} {_message(record)}"
+        return "\n| ".join([line, *self._traceback(record)])
+
+    def _traceback(self, record: logging.LogRecord) -> list[str]:
+        return self.formatException(record.exc_info).splitlines() if record.exc_info else []
+
+
+class _Brief(_Line):
+    """For a terminal: `backyfs: warning: MESSAGE key=value …`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        vm = f"{_vm.get()}: " if _vm.get() != "-" else ""
+        line = f"{PROGRAM}: {record.levelname.lower()}: {vm}{_message(record)}"
+        return "\n| ".join([line, *self._traceback(record)])
+
+
+class _File(logging.Handler):
+    """Appends lines to a file, opened at the first one and again after it was moved away.
+
+    With `only_vm`, takes just the lines about that VM.
+    """
+
+    def __init__(self, path: Path, *, only_vm: str | None = None) -> None:
+        super().__init__()
+        self._path, self._only_vm = path, only_vm
+        self._fd: int | None = None
+        self._failed = False
+        self.setFormatter(_Line())
+
+    def open(self) -> int:
+        """The descriptor of the file that has the name now."""
+        if self._fd is not None and not self._is_current(self._fd):
+            os.close(self._fd)
+            self._fd = None
+        if self._fd is None:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            self._fd = os.open(self._path, flags, _MODE)
+        return self._fd
+
+    def _is_current(self, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(fd))
+        except FileNotFoundError:
+            return False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line; a failure is told once, on stderr, and goes no further."""
+        if self._only_vm not in (None, _vm.get()):
+            return
+        try:
+            os.write(self.open(), self.format(record).encode("utf-8", "backslashreplace") + b"\n")
+        except OSError as exc:
+            if not self._failed:
+                self._failed = True
+                why = exc.strerror or exc
+                print(f"{PROGRAM}: warning: cannot log to {self._path}: {why}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Close the file; a later line would open it again."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        super().close()
