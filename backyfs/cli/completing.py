@@ -10,7 +10,7 @@ import click
 KEYWORDS = ("latest", "first", "all", "tag:", "trust:", "not(", "last(", "first(", "reverse(")
 
 
-def complete_spec(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+def complete_spec(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Beginnings of a SPEC; silent whatever goes wrong, as nobody sees an error here."""
     words = list(KEYWORDS)
     with contextlib.suppress(Exception):

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -46,7 +47,7 @@ def raise_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, _raise)
 
 
-def _raise(number: int, frame: FrameType | None) -> None:
+def _raise(number: int, _: FrameType | None) -> None:
     raise Interrupted(number)
 
 
@@ -79,25 +80,36 @@ def _explain_one(error: BaseException) -> Failure | None:
         case BackyfsError():
             return Failure(error.exit_code, error.message, error.hint)
         case Interrupted():
-            return Failure(128 + error.number, f"stopped by {signal.Signals(error.number).name}")
-        case KeyboardInterrupt():
-            return Failure(128 + signal.SIGINT, "stopped by SIGINT")
-        case click.exceptions.Abort():
-            return Failure(128 + signal.SIGINT, "stopped")
-        case click.exceptions.NoArgsIsHelpError():
-            return Failure(2, error.format_message())
-        case click.UsageError():
-            return Failure(2, error.format_message(), _try_help(error))
+            return _stopped(error.number)
+        case KeyboardInterrupt() | click.exceptions.Abort():
+            return _stopped(signal.SIGINT)
         case click.ClickException():
-            return Failure(error.exit_code, error.format_message())
+            return _explain_click(error)
         case BrokenPipeError():
             return Failure(128 + signal.SIGPIPE)
         case OSError():
-            code = 14 if error.errno in NO_SPACE else 1
-            return Failure(code, _os_message(error))
+            return Failure(14 if error.errno in NO_SPACE else 1, _os_message(error))
         case MemoryError():
             return Failure(1, "out of memory")
     return None
+
+
+def _stopped(number: int) -> Failure:
+    return Failure(128 + number, f"stopped by {signal.Signals(number).name}")
+
+
+def _explain_click(error: click.ClickException) -> Failure:
+    if not isinstance(error, click.UsageError):
+        return Failure(error.exit_code, error.format_message())
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return Failure(2, "no command given", error.format_message())
+    hint = f"see: {error.ctx.command_path} --help" if error.ctx else ""
+    if isinstance(error, click.NoSuchOption) and error.option_name in ("-r", "--repo"):
+        hint = _HINT_DIRECTORY if error.ctx and not error.ctx.parent else hint
+    return Failure(2, error.format_message().replace("\n", " "), hint)
+
+
+_HINT_DIRECTORY = "did you mean -b/--backup-dir? (-r names a revision, after the command)"
 
 
 def _os_message(error: OSError) -> str:
@@ -107,13 +119,6 @@ def _os_message(error: OSError) -> str:
 
 def _named(error: OSError) -> bool:
     return isinstance(error.filename, str | bytes)
-
-
-def _try_help(error: click.UsageError) -> str:
-    if isinstance(error, click.NoSuchOption) and error.option_name in ("-r", "--repo"):
-        if error.ctx is not None and error.ctx.parent is None:
-            return "did you mean -b/--backup-dir? (-r names a revision, after the command)"
-    return f"see: {error.ctx.command_path} --help" if error.ctx else ""
 
 
 def report(error: BaseException, *, as_json: bool) -> int:
@@ -143,7 +148,7 @@ def _print(failure: Failure, stream: TextIO, as_json: bool) -> None:
     elif failure.message:
         print(f"backyfs: {failure.message}", file=stream)
         if failure.hint:
-            print(f"  {failure.hint}", file=stream)
+            print(textwrap.indent(failure.hint, "  "), file=stream)
 
 
 @contextlib.contextmanager

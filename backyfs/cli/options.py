@@ -36,9 +36,9 @@ def revision(default: str | None = "latest", *, required: bool = False) -> Calla
 
 def dry_run(function: F) -> F:
     """-n/--dry-run, passed as `dry_run`."""
-    return click.option("-n", "--dry-run", is_flag=True, help="Say what would happen; change nothing.")(
-        function
-    )
+    return click.option(
+        "-n", "--dry-run", is_flag=True, help="Say what would happen; change nothing."
+    )(function)
 
 
 def yes(function: F) -> F:

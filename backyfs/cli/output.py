@@ -51,7 +51,9 @@ def zone(now: datetime) -> str:
     return now.astimezone().tzname() or "local time"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()
+) -> str:
     """Aligned columns under their names; the numbers in `right` are right-aligned columns."""
     lines = [header, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
