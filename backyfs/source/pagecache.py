@@ -15,10 +15,10 @@ import os
 import re
 import threading
 
-WINDOW = 16 << 20
-"""Bytes sampled, and given back, at once."""
+WINDOW = 32 << 20
+"""Bytes sampled, and given back, at once; more than the kernel ever reads ahead."""
 
-_WINDOWS_KEPT = 6
+_WINDOWS_KEPT = 4
 _PAGE = mmap.PAGESIZE
 _BROUGHT_IN = re.compile(rb"\0+")
 _ODD_TO_RESIDENT = bytes(value & 1 for value in range(256))
@@ -43,8 +43,6 @@ class PageCache:
         self._before: dict[int, bytes] = {}  # window -> one byte per page: cached before us
         self._entered: dict[int, None] = {}  # windows read from, oldest first
         self._address = self._mapped()
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     def _mapped(self) -> int | None:
         """Where the file is mapped, only to ask about its pages; None = cannot be asked."""
