@@ -1,0 +1,278 @@
+"""One backup: all disks of a VM become one revision, or nothing does.
+
+    lock -> base -> begin -> snapshot -> read and write -> seal -> read back -> commit -> published
+
+The base (the revision's parent) is the newest revision whose files are whole. Frames are compared
+with it by hash, so a base that is distrusted, torn or damaged in places costs time, never
+correctness: only what is *not read* rests on it, and so change lists are used only when the base is
+neither distrusted nor torn. Frames known to be damaged are read whatever has changed.
+
+Cancelled before the commit nothing stays behind; once the record is written the revision is
+complete, the source is told, and the record is returned even to a cancelled caller.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+
+import trio
+
+from backyfs.config.schedule import Schedule
+from backyfs.engine.locking import writing
+from backyfs.engine.partitions import tables
+from backyfs.engine.pipeline import Job, in_thread, run_jobs
+from backyfs.engine.plan import Batch, Step, batches, reading, scanning, size_of
+from backyfs.engine.progress import QUIET, Phase, Progress
+from backyfs.engine.readback import Finding, read_back
+from backyfs.engine.tags import checked_tags
+from backyfs.errors import BackyfsError, SourceUnavailable, UsageError
+from backyfs.model import Consistency, Extent, Trust, whole_frames
+from backyfs.source.contract import Bookmark, DiskSnapshot, Snapshot, Source
+from backyfs.store.contract import DiskWriter
+from backyfs.store.record import Draft, Record, Stats
+from backyfs.store.repository import Repository, Staging
+
+log = logging.getLogger(__name__)
+
+ChangeLists = Mapping[str, Sequence[Extent]]
+
+
+def utc_now() -> datetime:
+    """The time a revision gets: when its backup starts."""
+    return datetime.now(UTC)
+
+
+async def back_up(
+    repository: Repository,
+    source: Source,
+    *,
+    tags: Sequence[str] = (),
+    schedule: Schedule | None = None,
+    force: bool = False,
+    verify: bool = True,
+    changes: ChangeLists | None = None,
+    wait_s: float = 0.0,
+    progress: Progress = QUIET,
+    now: Callable[[], datetime] = utc_now,
+) -> Record:
+    """Back up all disks of `source` as a new revision and return its record.
+
+    `tags` must be in `schedule` or begin with "manual:", unless `force`. `changes` gives, for
+    some disks, all extents that may differ from the newest revision; where it cannot be relied
+    on (no sound and trusted newest revision, another size) the disk is read whole. `verify` reads
+    back what was stored and reads the source again; a source that changed meanwhile gives a
+    revision of consistency "torn", which is no error.
+
+    Raises UsageError, Busy (after `wait_s` seconds), SourceUnavailable, NoSpace, and Corrupt when
+    stored bytes read back wrong. Can be cancelled at any point.
+    """
+    checked = checked_tags(tags, schedule, force=force)
+    async with writing(repository, wait_s) as intent:
+        base = await trio.to_thread.run_sync(choose_base, repository)
+        begun = repository.begin(intent, base.record, time=now())
+        async with in_thread(begun) as staging:
+            backup = _Backup(repository.name, staging, base, changes or {}, progress)
+            return await backup.run(source, checked, verify)
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a backup builds on: a revision, and how far one may rest on it unread.
+
+    `relied`: the source's changes since then may be used. `newest`: no revision came after it.
+    """
+
+    record: Record | None = None
+    relied: bool = False
+    newest: bool = False
+
+    def bookmarks(self, source_type: str) -> dict[str, Bookmark]:
+        """By disk, what a source of this type remembered of the base."""
+        if self.record is None or not self.relied:
+            return {}
+        return {
+            name: disk.source["bookmark"]
+            for name, disk in self.record.disks.items()
+            if disk.source.get("type") == source_type and "bookmark" in disk.source
+        }
+
+    def has_disk(self, name: str, size: int) -> bool:
+        """Whether the base has this disk, with this size."""
+        return self.record is not None and (
+            (disk := self.record.disks.get(name)) is not None and disk.size == size
+        )
+
+
+def choose_base(repository: Repository) -> Base:
+    """The newest revision whose files are whole, and whether to rest on it."""
+    records = repository.revisions()
+    for record in reversed(records):
+        if damage := repository.structure(record):
+            values = {"revision": record.id, "reason": damage[0].reason}
+            log.warning("revision is damaged, building on an older one", values)
+            continue
+        relied = (
+            repository.state(record).trust is not Trust.DISTRUSTED
+            and record.consistency is not Consistency.TORN
+        )
+        return Base(record, relied, record is records[-1] and not repository.unreadable())
+    return Base()
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What one batch came to, in bytes."""
+
+    read: int
+    changed: int
+    covered: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Disk:
+    """One disk between source and store. `listed`: what to read; None = look at all of it."""
+
+    name: str
+    source: DiskSnapshot
+    writer: DiskWriter
+    listed: Sequence[Extent] | None
+
+    @property
+    def length(self) -> int:
+        """Bytes the steps cover, for progress."""
+        return self.source.size if self.listed is None else size_of(self.listed)
+
+    def jobs(self) -> Iterator[Job[_Taken]]:
+        """Everything that is to be read and written, in batches."""
+        steps = (
+            scanning(self.source.data(), self.source.size)
+            if self.listed is None
+            else reading(self.listed)
+        )
+        return (partial(self._take, batch) for batch in batches(steps))
+
+    def _take(self, batch: Batch) -> _Taken:
+        read = changed = 0
+        for step in batch:
+            if step.zero:
+                self.writer.zero(step.extent.offset, step.extent.length)
+            else:
+                read += step.extent.length
+                changed += self._copy(step)
+        return _Taken(read, changed, sum(step.extent.length for step in batch))
+
+    def _copy(self, step: Step) -> int:
+        data = self.source.read(step.extent.offset, step.extent.length)
+        return self.writer.write(step.extent.offset, data)
+
+
+class _Backup:
+    """One run, from the empty staging to the published record."""
+
+    def __init__(
+        self, vm: str, staging: Staging, base: Base, changes: ChangeLists, progress: Progress
+    ) -> None:
+        self._vm, self._staging, self._base = vm, staging, base
+        self._changes, self._progress = changes, progress
+        self._stats = Stats()
+        self._started = time.monotonic()
+
+    async def run(self, source: Source, tags: tuple[str, ...], verify: bool) -> Record:
+        """Snapshot the source, store it, publish the revision."""
+        published: list[Record] = []
+        snapshotting = source.snapshot(self._staging.revision, self._base.bookmarks(source.type))
+        try:
+            async with in_thread(snapshotting) as snapshot:
+                disks = await trio.to_thread.run_sync(self._open, snapshot)
+                await self._store(disks)
+                finding = await self._read_back(snapshot, disks) if verify else None
+                draft = await trio.to_thread.run_sync(
+                    self._draft, source.type, snapshot, tags, finding
+                )
+                with trio.CancelScope(shield=True):
+                    published.append(await trio.to_thread.run_sync(self._staging.commit, draft))
+                    await trio.to_thread.run_sync(snapshot.published)
+        except BackyfsError as exc:
+            if not published:
+                raise
+            # The revision is complete and durable: what the source could not tidy up, it will
+            # find again at the next backup.
+            log.warning("source not tidied up after the backup", {"reason": exc.message})
+        return published[0]
+
+    def _open(self, snapshot: Snapshot) -> list[_Disk]:
+        if not snapshot.disks:
+            raise SourceUnavailable(f"{self._vm}: the source has no disks")
+        if unknown := self._changes.keys() - snapshot.disks.keys():
+            raise UsageError(f"{self._vm}: changes are given for {min(unknown)!r}, no disk of it")
+        disks = []
+        for name, disk in snapshot.disks.items():
+            writer = self._staging.disk(name, disk.size)
+            disks.append(_Disk(name, disk, writer, self._listed(name, disk, writer)))
+        return disks
+
+    def _listed(self, name: str, disk: DiskSnapshot, writer: DiskWriter) -> Sequence[Extent] | None:
+        """The frames to read when it is known what changed; None = all that may hold data."""
+        changed: Sequence[Extent] | None = None
+        if self._base.record is not None and name in self._base.record.disks and self._base.relied:
+            if name in self._changes and self._base.newest and self._base.has_disk(name, disk.size):
+                changed = self._changes[name]
+            elif (known := disk.changed()) is not None:
+                changed = known.extents
+        if changed is None:
+            return None
+        return list(whole_frames([*changed, *writer.required()], disk.size))
+
+    async def _store(self, disks: Sequence[_Disk]) -> None:
+        self._progress.start(Phase.BACKUP, sum(disk.length for disk in disks))
+        await run_jobs((job for disk in disks for job in disk.jobs()), self._took)
+        await trio.to_thread.run_sync(self._staging.seal)
+
+    def _took(self, taken: _Taken) -> None:
+        self._stats = replace(
+            self._stats,
+            read=self._stats.read + taken.read,
+            changed=self._stats.changed + taken.changed,
+        )
+        self._progress.advance(taken.covered)
+
+    async def _read_back(self, snapshot: Snapshot, disks: Sequence[_Disk]) -> Finding:
+        return await read_back(
+            self._staging,
+            snapshot,
+            {disk.name: disk.listed for disk in disks},
+            vm=self._vm,
+            progress=self._progress,
+        )
+
+    def _draft(
+        self, source_type: str, snapshot: Snapshot, tags: tuple[str, ...], finding: Finding | None
+    ) -> Draft:
+        torn = finding.torn_frames if finding else 0
+        stats = replace(
+            self._stats,
+            stored=self._staging.stored_bytes,
+            verified=finding.compared_bytes if finding else 0,
+            torn_frames=torn,
+            seconds=round(time.monotonic() - self._started, 3),
+        )
+        if torn:
+            values = {"revision": self._staging.revision, "reason": str(finding)}
+            log.warning("revision is torn", values)
+        return Draft(
+            consistency=Consistency.TORN if torn else snapshot.consistency,
+            reason=f"{finding}; {snapshot.reason}" if torn else snapshot.reason,
+            tags=tags,
+            stats=stats,
+            verification="full" if finding else "none",
+            sources={
+                name: {"type": source_type, "bookmark": disk.bookmark}
+                for name, disk in snapshot.disks.items()
+            },
+            partitions=tables(self._staging, snapshot.disks),
+        )

@@ -1,0 +1,206 @@
+"""Copies revisions into another repository, oldest first, converting between formats.
+
+Each revision is replayed on top of the target's newest one: disks are compared by the hashes both
+stores keep, only frames that differ are read, and the digests must agree before it is published.
+Id, time, tags, trust, consistency and sources stay as they are.
+
+The order of the target must stay that of the source, so only revisions after the newest common
+one are copied: what was expired in the target does not come back, and a copy that was interrupted
+goes on where it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+
+import trio
+
+from backyfs.engine.locking import writing
+from backyfs.engine.pipeline import Job, in_thread, run_jobs
+from backyfs.engine.plan import Batch, batches, joined, reading, size_of, union
+from backyfs.engine.progress import QUIET, Phase, Progress
+from backyfs.engine.readback import frames, stored_jobs
+from backyfs.errors import Corrupt, UsageError
+from backyfs.model import FRAME, Extent
+from backyfs.store.contract import DiskWriter, StoredImage
+from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH
+from backyfs.store.record import Draft, Record, State
+from backyfs.store.repository import Repository, Staging
+
+_GROUP_BYTES = FAN_OUT * FRAME
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a copy did: ids, in order. `present`: were there, or had been and were removed."""
+
+    copied: list[str] = field(default_factory=list)
+    present: list[str] = field(default_factory=list)
+
+
+async def copy(
+    source: Repository, target: Repository, *, wait_s: float = 0.0, progress: Progress = QUIET
+) -> Copied:
+    """Copy all revisions of `source` that come after the newest one `target` has.
+
+    Raises UsageError when the two are the same repository, Busy, NoSpace, and Corrupt at the
+    first revision that cannot be read completely; those before it are in the target by then.
+    """
+    if source.path == target.path:
+        raise UsageError(f"{source.path}: source and target are the same repository")
+    records = await trio.to_thread.run_sync(source.revisions)
+    result = Copied()
+    due = missing(records, await trio.to_thread.run_sync(target.revisions))
+    result.present.extend(record.id for record in records if record not in due)
+    for record in due:
+        await _copy_revision(source, target, record, wait_s, progress)
+        result.copied.append(record.id)
+    return result
+
+
+def missing(records: Sequence[Record], there: Sequence[Record]) -> list[Record]:
+    """The records to copy to a repository that has the revisions `there`; both oldest first.
+
+    Those after the newest common one; without a common one, those later than all that is there.
+    """
+    if not there:
+        return list(records)
+    ids = {record.id for record in there}
+    common = [record.seq for record in records if record.id in ids]
+    if common:
+        return [record for record in records if record.seq > common[-1]]
+    newest = max(record.time for record in there)
+    return [record for record in records if record.time > newest]
+
+
+async def _copy_revision(
+    source: Repository, target: Repository, record: Record, wait_s: float, progress: Progress
+) -> None:
+    state = source.state(record)
+    async with writing(target, wait_s) as intent:
+        parent = await trio.to_thread.run_sync(_parent, target)
+        begun = target.begin(intent, parent, revision=record.id, time=record.time)
+        async with in_thread(begun) as staging, in_thread(ExitStack()) as opened:
+            disks = await trio.to_thread.run_sync(
+                _open, source, target, record, parent, staging, opened
+            )
+            progress.start(Phase.COPY, sum(size_of(disk.extents) for disk in disks))
+            jobs = (job for disk in disks for job in disk.jobs())
+            await run_jobs(jobs, progress.advance)
+            await trio.to_thread.run_sync(staging.seal)
+            await _check(staging, source, record, progress)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(_publish, target, staging, record, state)
+
+
+def _parent(target: Repository) -> Record | None:
+    sound = (record for record in reversed(target.revisions()) if not target.structure(record))
+    return next(sound, None)
+
+
+def _open(
+    source: Repository,
+    target: Repository,
+    record: Record,
+    parent: Record | None,
+    staging: Staging,
+    opened: ExitStack,
+) -> list[_Disk]:
+    disks = []
+    for name, disk in record.disks.items():
+        image = source.open_disk(record, name)
+        opened.callback(image.close)
+        base = None
+        if parent is not None and name in parent.disks:
+            base = target.open_disk(parent, name)
+            opened.callback(base.close)
+        writer = staging.disk(name, disk.size)
+        different = union(differences(image, base), writer.required(), disk.size)
+        disks.append(_Disk(image, writer, tuple(different)))
+    return disks
+
+
+@dataclass(frozen=True, slots=True)
+class _Disk:
+    image: StoredImage
+    writer: DiskWriter
+    extents: tuple[Extent, ...]
+
+    def jobs(self) -> Iterator[Job[int]]:
+        """Everything that differs, in batches; a result is the bytes of one."""
+        return (partial(self._take, batch) for batch in batches(reading(self.extents)))
+
+    def _take(self, batch: Batch) -> int:
+        for step in batch:
+            data = self.image.read(step.extent.offset, step.extent.length)
+            self.writer.write(step.extent.offset, data)
+        return size_of(step.extent for step in batch)
+
+
+def differences(image: StoredImage, base: StoredImage | None) -> Iterator[Extent]:
+    """Where `image` differs from `base` (None: nothing but zeros), in whole frames, sorted.
+
+    From the hashes alone; groups of frames that are equal are not looked into.
+    """
+    return joined(_different_frames(image, base))
+
+
+def _different_frames(image: StoredImage, base: StoredImage | None) -> Iterator[Extent]:
+    mine, theirs = image.groups(), base.groups() if base is not None else b""
+    for group in range(len(mine) // HASH):
+        at = slice(group * HASH, group * HASH + HASH)
+        if mine[at] == (theirs[at] or ZERO_HASH):
+            continue
+        first = group * FAN_OUT
+        new = _hashes(image, first)
+        old = _hashes(base, first).ljust(len(new), b"\0") if base is not None else bytes(len(new))
+        for index in range(0, len(new), HASH):
+            if new[index : index + HASH] != old[index : index + HASH]:
+                offset = (first + index // HASH) * FRAME
+                yield Extent(offset, min(FRAME, image.size - offset))
+
+
+def _hashes(image: StoredImage, first: int) -> bytes:
+    """The hashes of the frames of one group that the image has."""
+    count = min(FAN_OUT, frames(image.size) - first)
+    return image.hashes(first, count) if count > 0 else b""
+
+
+async def _check(staging: Staging, source: Repository, record: Record, progress: Progress) -> None:
+    """Raise Corrupt unless what was stored reads back well and has the digests of the record."""
+    written = {name: staging.written(name) for name in record.disks}
+    progress.start(Phase.STORED, sum(map(size_of, written.values())))
+    stored = (
+        job
+        for name, extents in written.items()
+        for job in stored_jobs(staging.image(name), extents, (source.name, record.id, name))
+    )
+    await run_jobs(stored, progress.advance)
+    for name, disk in record.disks.items():
+        if staging.image(name).digest != disk.digest:
+            raise Corrupt(
+                "the copy has another digest than its original; nothing of it is published",
+                vm=source.name,
+                revision=record.id,
+                disk=name,
+            )
+
+
+def _publish(target: Repository, staging: Staging, record: Record, state: State) -> None:
+    draft = Draft(
+        consistency=record.consistency,
+        reason=record.reason,
+        tags=state.tags,
+        trust=state.trust,
+        stats=record.stats,
+        tool=record.tool,
+        verification=record.verification,
+        sources={name: disk.source for name, disk in record.disks.items()},
+        partitions={name: disk.partitions for name, disk in record.disks.items()},
+    )
+    copied = staging.commit(draft)
+    if State.of(copied) != state:
+        target.update_state(copied.id, lambda _: state)

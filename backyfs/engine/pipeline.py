@@ -1,0 +1,90 @@
+"""Blocking work in batches on a bounded number of threads, owned by one nursery.
+
+A job reads a batch, hashes, compares, compresses and appends it in one go. One thread hop per
+batch of megabytes keeps the hop (100-200 us) below a tenth of the work, and memory is bounded by
+workers times a batch: a worker takes its next job only when it is done with the last, so that
+no queue is needed. Reading and writing overlap because the workers are at different points.
+
+Cancelling waits for the jobs that run (they are small) and starts no more. The first error
+stops the others and is raised as it is, never inside a group.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import TypeVar
+
+import trio
+
+BATCH_BYTES = 2 << 20
+"""Image bytes of one job."""
+
+T = TypeVar("T")
+Job = Callable[[], T]
+
+
+def workers() -> int:
+    """Threads for work that is bound by the processor: one per core this process may use."""
+    return max(2, len(os.sched_getaffinity(0)))
+
+
+async def run_jobs(jobs: Iterator[Job[T]], done: Callable[[T], None], *, threads: int = 0) -> None:
+    """Run every job on `threads` threads (0 = as many as cores) and hand its result to `done`.
+
+    `jobs` is advanced in the worker threads, one at a time: it may block. Results come in the
+    order in which jobs end.
+    """
+    count = threads or workers()
+    limiter = trio.CapacityLimiter(count)
+    turn = threading.Lock()
+    failures: list[Exception] = []
+
+    def next_result() -> tuple[T] | None:
+        with turn:
+            job = next(jobs, None)
+        return None if job is None else (job(),)
+
+    async def worker() -> None:
+        try:
+            while result := await trio.to_thread.run_sync(next_result, limiter=limiter):
+                done(result[0])
+        except Exception as exc:
+            failures.append(exc)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(worker)
+    if failures:
+        raise failures[0]
+
+
+@asynccontextmanager
+async def in_thread(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Enter and leave a blocking context manager in threads; leaving it is never cut short."""
+    value = await trio.to_thread.run_sync(manager.__enter__)
+    async with leaving(manager):
+        yield value
+
+
+@asynccontextmanager
+async def leaving(manager: AbstractContextManager[object]) -> AsyncIterator[None]:
+    """Leave, in a thread, a context manager that was entered already."""
+    try:
+        yield
+    except BaseException as exc:
+        if not await _leave(manager, exc):
+            raise
+    else:
+        await _leave(manager, None)
+
+
+async def _leave(manager: AbstractContextManager[object], exc: BaseException | None) -> bool:
+    kind, trace = (type(exc), exc.__traceback__) if exc else (None, None)
+    handled = None
+    with trio.CancelScope(shield=True):
+        handled = await trio.to_thread.run_sync(manager.__exit__, kind, exc, trace)
+    return bool(handled)

@@ -1,0 +1,165 @@
+"""Verification of a revision before it is published: two questions, each with its own culprit.
+
+Stored bytes against the hashes taken while reading: a difference is a fault of the store, and the
+backup fails. The source, read again, against the same hashes: a difference means that the source
+changed (or, being a frozen snapshot, does not return the same bytes twice), and the revision is
+torn.
+
+What is read again: of a frozen snapshot the frames that were stored anew (all others matched a
+recorded hash, which an error while reading cannot do). Of a source that may change under the
+backup, everything that was read, and whatever became data meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from blake3 import blake3
+
+from backyfs.engine.pipeline import Job, run_jobs
+from backyfs.engine.plan import Batch, batches, pieces, reading, size_of, union
+from backyfs.engine.progress import Phase, Progress
+from backyfs.errors import Corrupt
+from backyfs.model import FRAME, Extent
+from backyfs.source.contract import DiskSnapshot, Snapshot
+from backyfs.store.contract import StoredImage
+from backyfs.store.repository import Staging
+
+_ZERO = bytes(FRAME)
+_ZERO_HASH = bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What reading back showed of a revision whose stored bytes are sound."""
+
+    compared_bytes: int
+    torn_frames: int
+    frozen: bool
+
+    def __str__(self) -> str:
+        """The finding in words, for an operator."""
+        if not self.torn_frames:
+            return "the source reads the same again"
+        if self.frozen:
+            return f"{self.torn_frames} frames of the frozen snapshot read differently again"
+        return f"{self.torn_frames} frames changed while they were backed up"
+
+
+async def read_back(
+    staging: Staging,
+    snapshot: Snapshot,
+    listed: Mapping[str, Sequence[Extent] | None],
+    *,
+    vm: str,
+    progress: Progress,
+) -> Finding:
+    """Check a sealed revision. `listed`: per disk the extents that were read, None = all data.
+
+    Raises Corrupt when stored bytes read back wrong, SourceUnavailable when the source fails.
+    """
+    written = {name: staging.written(name) for name in snapshot.disks}
+    progress.start(Phase.STORED, sum(map(size_of, written.values())))
+    stored = (
+        job
+        for name, extents in written.items()
+        for job in stored_jobs(staging.image(name), extents, (vm, staging.revision, name))
+    )
+    await run_jobs(stored, progress.advance)
+
+    compared = torn = 0
+
+    def count(result: tuple[int, int]) -> None:
+        nonlocal compared, torn
+        compared, torn = compared + result[0], torn + result[1]
+        progress.advance(result[0])
+
+    known = written if snapshot.frozen else listed
+    images = {name: staging.image(name) for name in snapshot.disks}
+    progress.start(
+        Phase.SOURCE, sum(size_of(_expected(known[n], image)) for n, image in images.items())
+    )
+    source = (
+        job
+        for name, disk in snapshot.disks.items()
+        for job in source_jobs(images[name], disk, _again(disk, images[name], known[name]))
+    )
+    await run_jobs(source, count)
+    return Finding(compared, torn, snapshot.frozen)
+
+
+def _expected(known: Sequence[Extent] | None, image: StoredImage) -> Iterable[Extent]:
+    return image.extents() if known is None else known
+
+
+def _again(
+    disk: DiskSnapshot, image: StoredImage, known: Sequence[Extent] | None
+) -> Iterable[Extent]:
+    """What to compare with the source: `known`, or all that is data there or here."""
+    return union(disk.data(), image.extents(), image.size) if known is None else known
+
+
+def stored_jobs(
+    image: StoredImage, written: Iterable[Extent], names: tuple[str, str, str]
+) -> Iterator[Job[int]]:
+    """Read what was stored, past all caches; a job raises Corrupt at the first bad frame.
+
+    `names` are VM, revision and disk. A job's result is the bytes of the image it looked at.
+    """
+
+    def check(extent: Extent) -> int:
+        bad = image.check(extent.offset // FRAME, frames(extent.length))
+        if bad:
+            vm, revision, disk = names
+            raise Corrupt(
+                f"{len(bad)} of the frames just written read back wrong; nothing is published",
+                vm=vm,
+                revision=revision,
+                disk=disk,
+                offset=bad[0] * FRAME,
+                length=FRAME,
+            )
+        return extent.length
+
+    return (partial(check, part) for extent in written for part in pieces(extent))
+
+
+def source_jobs(
+    image: StoredImage, snapshot: DiskSnapshot, extents: Iterable[Extent]
+) -> Iterator[Job[tuple[int, int]]]:
+    """Read the source again: bytes compared, and frames that differ from what was stored."""
+
+    def compare(batch: Batch) -> tuple[int, int]:
+        torn = sum(
+            differing(image, step.extent, snapshot.read(step.extent.offset, step.extent.length))
+            for step in batch
+        )
+        return size_of(step.extent for step in batch), torn
+
+    return (partial(compare, batch) for batch in batches(reading(extents)))
+
+
+def frames(length: int) -> int:
+    """Frames of `length` bytes; the last may be partial."""
+    return -(-length // FRAME)
+
+
+def differing(image: StoredImage, extent: Extent, data: bytes) -> int:
+    """How many frames of `data`, which should be the image at `extent`, differ from it."""
+    hashes = image.hashes(extent.offset // FRAME, frames(extent.length))
+    view = memoryview(data)
+    return sum(
+        not _matches(view[at : at + FRAME], hashes[index * 32 : index * 32 + 32])
+        for index, at in enumerate(range(0, len(data), FRAME))
+    )
+
+
+def _matches(frame: memoryview, expected: bytes) -> bool:
+    if expected == _ZERO_HASH:
+        return bytes(frame) == _ZERO[: len(frame)]
+    digest = blake3(frame)
+    if len(frame) < FRAME:
+        digest.update(_ZERO[len(frame) :])
+    return digest.digest() == expected
