@@ -1,0 +1,93 @@
+"""The waist of the sources: one VM's disks at a point in time, and what changed since.
+
+Synchronous and thread-safe; the engine calls it from worker threads. Every call is bounded in
+time. Each source passes tests/source/contract.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from backyfs.model import Consistency, Extent
+
+Bookmark = Mapping[str, Any]
+"""What a source remembers of a snapshot, as JSON: opaque to all but that source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Extents that may differ from a bookmark; what is not listed is certain to be equal.
+
+    Sorted and disjoint. An extent may read as zeros (a discard is a change).
+    """
+
+    extents: Sequence[Extent]
+
+
+class DiskSnapshot(Protocol):
+    """One disk at a point in time."""
+
+    @property
+    def size(self) -> int:
+        """Bytes; any value from 0 on."""
+
+    @property
+    def bookmark(self) -> Bookmark:
+        """To be stored with the revision and given back as `since` by a later backup."""
+
+    def data(self) -> Iterable[Extent]:
+        """Sorted, disjoint extents that may be non-zero; the rest is certain to be zero."""
+
+    def changed(self) -> Changes | None:
+        """What may differ from the bookmark given as `since`; None = not known: read all.
+
+        Never an empty guess.
+        """
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes; SourceUnavailable when they cannot be had. Many threads."""
+
+
+class Snapshot(Protocol):
+    """All disks of a VM at a point in time."""
+
+    @property
+    def consistency(self) -> Consistency:
+        """What is known of the snapshot itself; the engine lowers it to torn on a mismatch."""
+
+    @property
+    def reason(self) -> str:
+        """Why the consistency is what it is, in words for an operator."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the bytes are a point in time that nobody can change under the reader."""
+
+    @property
+    def disks(self) -> Mapping[str, DiskSnapshot]:
+        """By disk name."""
+
+    def published(self) -> None:
+        """Called once the record is durable: only now may older base snapshots go."""
+
+
+class Source(Protocol):
+    """Where the bytes of one VM come from."""
+
+    @property
+    def type(self) -> str:
+        """The name of the source's type, as in the configuration: "file", "ceph-rbd"."""
+
+    def disks(self) -> Sequence[str]:
+        """Names of the disks; SourceUnavailable when the source is not there."""
+
+    def snapshot(
+        self, revision: str, since: Mapping[str, Bookmark]
+    ) -> AbstractContextManager[Snapshot]:
+        """Freeze, snapshot all disks, thaw; leaving the context gives temporary snapshots back.
+
+        `since` holds, per disk, the bookmark of the parent revision (absent: none).
+        """

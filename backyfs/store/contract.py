@@ -1,0 +1,118 @@
+"""The waist of the store: what engine, reader and restore may rely on in either format.
+
+Synchronous, safe from many threads, without trio. `packs` and `cow` both pass
+tests/store/test_contract.py, which is this file in executable form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from backyfs.model import Extent
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Image(Protocol):
+    """The bytes of one disk in one revision: immutable while open, safe from many threads."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk; need not be a multiple of anything."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes at byte `offset`; holes read as zeros.
+
+        Raises ValueError outside 0 <= offset <= offset + length <= size, Corrupt (with the
+        frame's offset and length) when stored bytes fail their checksum.
+        """
+
+    def try_read(self, offset: int, length: int) -> bytes | None:
+        """As `read` when no input, output or decoding is needed, else None; never blocks."""
+
+    def extents(self) -> Iterator[Extent]:
+        """Sorted, disjoint, touching-free extents that hold data; the rest are holes."""
+
+    def raw_fd(self) -> int | None:
+        """A descriptor whose bytes are the image's (cow), or None; closed with the image."""
+
+    def close(self) -> None:
+        """Give back descriptors and the reader's lock; closing twice is harmless."""
+
+
+class StoredImage(Image, Protocol):
+    """An image with what its store knows of each frame: hashes, digest and damage."""
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of size and content (docs/format.md, section 2), equal in all formats."""
+
+    def hashes(self, first: int, count: int) -> bytes:
+        """BLAKE3 of frames [first, first + count), 32 bytes each; a zero frame is 32 zero bytes.
+
+        Raises Corrupt where the table that holds them is unreadable.
+        """
+
+    def groups(self) -> bytes:
+        """Level-1 hashes of the digest tree: 32 bytes per 1024 frames."""
+
+    def check(self, first: int, count: int) -> list[int]:
+        """Read frames [first, first + count) from the medium; return the numbers of bad ones.
+
+        Does not use or fill caches. Holes cost nothing.
+        """
+
+    def shared_with(self, other: StoredImage) -> bool:
+        """Whether both are certain to hold the same bytes without comparing (same stored file)."""
+
+
+class DiskWriter(Protocol):
+    """Takes the frames of one disk, in any order, from many threads.
+
+    Frames never written keep the parent disk's content (zeros without a parent).
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes of the new disk."""
+
+    def required(self) -> list[Extent]:
+        """Extents (frame-aligned, clipped to size) that must be written whatever changed.
+
+        The frame at the end of the smaller disk after a change of size, and frames whose stored
+        copy is known to be damaged.
+        """
+
+    def write(self, offset: int, data: Buffer) -> int:
+        """Take whole frames starting at byte `offset`; return the bytes of frames that differ.
+
+        `offset` is a multiple of FRAME; so is len(data), unless it ends at `size`.
+        """
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make whole frames zero (same alignment rules as `write`); costs what was there."""
+
+
+class RevisionWriter(Protocol):
+    """One revision in the making; nothing of it is visible before `commit` returned.
+
+    A context manager: leaving it without `commit` removes what was written. Not thread-safe,
+    except that its disk writers are.
+    """
+
+    @property
+    def revision(self) -> str:
+        """Id of the new revision."""
+
+    def disk(self, name: str, size: int) -> DiskWriter:
+        """Start a disk. Its parent is the disk of that name in the parent revision, if any."""
+
+    def seal(self) -> None:
+        """Make all data durable (not yet visible); after this no disk writer may be used."""
+
+    def image(self, name: str) -> StoredImage:
+        """The disk as stored, after `seal`; belongs to the writer, do not close."""
+
+    def written(self, name: str) -> list[Extent]:
+        """Frame-aligned extents of a disk this revision stored anew, sorted; after `seal`."""

@@ -1,0 +1,204 @@
+"""All file operations of the store, behind one object, so that a test can fail each of them.
+
+`Fs` calls the operating system; tests pass a subclass that fails, or kills the process, at call
+number n. Everything here turns ENOSPC and EDQUOT into NoSpace and leaves other errors alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from backyfs.errors import NoSpace
+from backyfs.store.contract import Buffer
+
+FICLONE = 0x40049409
+_FALLOC_PUNCH = 0x02 | 0x01  # PUNCH_HOLE | KEEP_SIZE
+_SYNC_FILE_RANGE_WRITE = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+class Fs:
+    """The system calls the store makes. Stateless; safe from many threads."""
+
+    def call(self, name: str) -> None:
+        """Hook before each operation; tests override it to fail or to kill."""
+
+    @contextlib.contextmanager
+    def _guard(self, name: str, path: object) -> Iterator[None]:
+        try:
+            self.call(name)
+            yield
+        except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpace(
+                    f"no space left while writing {path}",
+                    hint="free space in the store's file system, or run: backyfs purge",
+                ) from exc
+            raise
+
+    def create(self, path: Path, mode: int = 0o640) -> int:
+        """Create and open `path` for reading and writing; it must not exist."""
+        with self._guard("create", path):
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+
+    def write(self, fd: int, data: Buffer, path: object = "the store") -> None:
+        """Write all of `data` at the descriptor's position."""
+        with self._guard("write", path):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+
+    def pwrite(self, fd: int, data: Buffer, offset: int, path: object = "the store") -> None:
+        """Write all of `data` at `offset`."""
+        with self._guard("pwrite", path):
+            view = memoryview(data)
+            while view:
+                done = os.pwrite(fd, view, offset)
+                view, offset = view[done:], offset + done
+
+    def truncate(self, fd: int, size: int, path: object = "the store") -> None:
+        """Set the file's size."""
+        with self._guard("truncate", path):
+            os.ftruncate(fd, size)
+
+    def punch(self, fd: int, offset: int, length: int, path: object = "the store") -> None:
+        """Make a range a hole (reads as zeros); the size stays."""
+        with self._guard("punch", path):
+            if _libc.fallocate(fd, _FALLOC_PUNCH, offset, length):
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code), str(path))
+
+    def clone(self, source_fd: int, target_fd: int, path: object = "the store") -> None:
+        """Make the target share all of the source's blocks (FICLONE)."""
+        with self._guard("clone", path):
+            fcntl.ioctl(target_fd, FICLONE, source_fd)
+
+    def fsync(self, fd: int, path: object = "the store") -> None:
+        """Make the file's bytes and size durable."""
+        with self._guard("fsync", path):
+            os.fsync(fd)
+
+    def fdatasync(self, fd: int, path: object = "the store") -> None:
+        """Make the file's bytes durable."""
+        with self._guard("fdatasync", path):
+            os.fdatasync(fd)
+
+    def start_writeback(self, fd: int, offset: int, length: int) -> None:
+        """Ask the kernel to begin writing a range to the medium; promises nothing."""
+        _libc.sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give `old` the name `new`, replacing what was there."""
+        with self._guard("rename", new):
+            os.replace(old, new)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a name; one that is not there is no error."""
+        with self._guard("unlink", path), contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def mkdir(self, path: Path, mode: int = 0o750) -> None:
+        """Create a directory; an existing one is no error."""
+        with self._guard("mkdir", path), contextlib.suppress(FileExistsError):
+            os.mkdir(path, mode)
+
+    def sync_dir(self, path: Path) -> None:
+        """Make the names in a directory durable."""
+        with self._guard("sync_dir", path):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+
+SYSTEM = Fs()
+"""The real operating system."""
+
+
+def temporary(target: Path) -> Path:
+    """A name beside `target` that clean-up recognises as unfinished."""
+    return target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
+
+
+def publish(target: Path, data: Buffer, fs: Fs = SYSTEM, mode: int = 0o640) -> None:
+    """Make `target` hold `data`, durably: after a crash it is the old file or the new one."""
+    prepare(target, data, fs, mode)
+    fs.sync_dir(target.parent)
+
+
+def prepare(target: Path, data: Buffer, fs: Fs = SYSTEM, mode: int = 0o640) -> None:
+    """As `publish`, but without the directory's fsync: the caller does one for many files."""
+    tmp = temporary(target)
+    try:
+        fd = fs.create(tmp, mode)
+        try:
+            fs.write(fd, data, target)
+            fs.fsync(fd, target)
+        finally:
+            os.close(fd)
+        fs.rename(tmp, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(tmp)
+        raise
+
+
+def publish_new(target: Path, data: Buffer, fs: Fs = SYSTEM, mode: int = 0o640) -> bool:
+    """Create `target` with `data` if no such name exists; whether it did (O_EXCL semantics)."""
+    tmp = temporary(target)
+    try:
+        fd = fs.create(tmp, mode)
+        try:
+            fs.write(fd, data, target)
+            fs.fsync(fd, target)
+        finally:
+            os.close(fd)
+        try:
+            os.link(tmp, target)
+        except FileExistsError:
+            return False
+        fs.sync_dir(target.parent)
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(tmp)
+
+
+def read_exactly(fd: int, length: int, offset: int) -> bytes:
+    """Exactly `length` bytes at `offset`; EOFError when the file ends before."""
+    data = os.pread(fd, length, offset)
+    if len(data) == length:
+        return data
+    parts = [data]
+    have = len(data)
+    while have < length:
+        more = os.pread(fd, length - have, offset + have)
+        if not more:
+            raise EOFError(f"{length} bytes wanted at {offset}, the file ends at {offset + have}")
+        parts.append(more)
+        have += len(more)
+    return b"".join(parts)
+
+
+def forget_pages(fd: int, offset: int = 0, length: int = 0) -> None:
+    """Tell the page cache that a range (default: the file) will not be read again."""
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def read_file(path: Path) -> bytes:
+    """The whole of a small file."""
+    stream: BinaryIO
+    with open(path, "rb") as stream:
+        return stream.read()

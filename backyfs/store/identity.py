@@ -1,0 +1,84 @@
+"""repository.json: what kind of repository a directory is, and which features it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from backyfs.errors import Corrupt, NoRepository, Unsupported
+from backyfs.model import FRAME
+from backyfs.store.record import FORMAT, sealed, timestamp, unsealed
+
+PACKS = "packs"
+COW = "cow"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The unchanging facts of a repository. `writable` is False with an unknown ro_compat."""
+
+    uuid: UUID
+    store: str
+    created: str
+    writable: bool = True
+
+    @classmethod
+    def new(cls, store: str) -> Identity:
+        """A fresh identity for a repository of format `store`."""
+        return cls(uuid4(), store, timestamp(datetime.now(UTC)))
+
+    def encode(self) -> bytes:
+        """The bytes of repository.json."""
+        return sealed(
+            {
+                "format": FORMAT,
+                "uuid": str(self.uuid),
+                "store": self.store,
+                "frame": FRAME,
+                "hash": "blake3",
+                "compression": "zstd:1" if self.store == PACKS else "none",
+                "features": {"incompat": [], "ro_compat": [], "compat": []},
+                "created": self.created,
+            }
+        )
+
+
+def read_identity(path: Path) -> Identity:
+    """The identity in the file `path`; NoRepository, Unsupported or Corrupt."""
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise NoRepository(
+            f"{path.parent}: no repository here",
+            hint="name one with -b DIR, or make one with: backyfs -b DIR init file IMAGE",
+        ) from exc
+    value = unsealed(data, str(path))
+    _refuse_unknown(value, path)
+    try:
+        features = value["features"]
+        return Identity(
+            UUID(value["uuid"]), value["store"], value["created"], not features["ro_compat"]
+        )
+    except (KeyError, TypeError, ValueError) as exc:
+        raise Corrupt(f"{path} lacks or garbles a field: {exc}") from exc
+
+
+def _refuse_unknown(value: Mapping[str, Any], path: Path) -> None:
+    features = value.get("features")
+    incompat = features.get("incompat") if isinstance(features, dict) else None
+    for name, known in (("format", (FORMAT,)), ("store", (PACKS, COW)), ("frame", (FRAME,))):
+        if value.get(name) not in known:
+            raise Unsupported(
+                f"{path}: {name} is {value.get(name)!r}; this program knows"
+                f" {', '.join(map(str, known))}",
+                hint="use a newer backyfs",
+            )
+    if value.get("hash") != "blake3" or incompat:
+        raise Unsupported(
+            f"{path} needs a feature this program does not know: {incompat or value.get('hash')}",
+            hint="use a newer backyfs",
+        )

@@ -1,0 +1,122 @@
+"""Locks of one repository: one writer, short changes of state, many readers.
+
+All are flock(2) locks, which the kernel drops with the process: nothing to break by hand. The
+writer's lock file also holds its intent: which revision's files are unfinished if it dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from backyfs.errors import Busy, Corrupt
+from backyfs.store.fs import SYSTEM, Fs
+from backyfs.store.record import sealed, timestamp, unsealed
+
+_POLL_S = 0.05
+_META_WAIT_S = 30.0
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, wait_s: float, busy: str) -> Iterator[int]:
+    """Hold the exclusive lock of `path`; yields its descriptor. Busy after `wait_s` seconds."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        _take(fd, fcntl.LOCK_EX, wait_s, busy)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _take(fd: int, mode: int, wait_s: float, busy: str) -> None:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(fd, mode | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise Busy(busy, hint="wait for it, or give --wait SECONDS") from None
+        time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+
+
+def meta(path: Path) -> contextlib.AbstractContextManager[int]:
+    """The lock around a change of state; held for milliseconds."""
+    return exclusive(path, _META_WAIT_S, f"{path}: the state is being changed by another process")
+
+
+def share(fd: int) -> bool:
+    """Take a reader's lock on an open file; False where the file system cannot lock it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def has_readers(path: Path) -> bool:
+    """Whether somebody holds a reader's lock on `path`."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return False
+
+
+class Intent:
+    """What the lock file says of unfinished work; written and read by the lock's holder only."""
+
+    def __init__(self, fd: int, path: Path, fs: Fs = SYSTEM) -> None:
+        self._fd, self._path, self._fs = fd, path, fs
+
+    def read(self) -> str:
+        """The revision a former writer left unfinished, or ""."""
+        data = os.pread(self._fd, 65536, 0)
+        if not data:
+            return ""
+        try:
+            return str(unsealed(data, str(self._path)).get("revision", ""))
+        except Corrupt:
+            return ""  # torn while being written: its writer had not begun to work
+
+    def write(self, revision: str) -> None:
+        """Say durably that `revision` is being made."""
+        now = timestamp(datetime.now(UTC))
+        value = {
+            "revision": revision,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "start": now,
+        }
+        self._fs.truncate(self._fd, 0, self._path)
+        self._fs.pwrite(self._fd, sealed(value), 0, self._path)
+        self._fs.fdatasync(self._fd, self._path)
+
+    def clear(self) -> None:
+        """Say that nothing is unfinished; needs no durability."""
+        self._fs.truncate(self._fd, 0, self._path)
+
+
+def holder(path: Path) -> str:
+    """Who holds the writer's lock, in words, as far as the intent says."""
+    try:
+        value = unsealed(path.read_bytes(), str(path))
+    except (OSError, Corrupt):
+        return "another process"
+    return f"process {value.get('pid')} on {value.get('host')} since {value.get('start')}"

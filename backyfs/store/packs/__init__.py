@@ -1,0 +1,194 @@
+"""The packs format: compressed frames in few files, small increments; moves with cp and rsync."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from backyfs.errors import Corrupt, NoRevision
+from backyfs.model import FRAME, Extent, merged
+from backyfs.store.format import GcReport, Place
+from backyfs.store.fs import Fs
+from backyfs.store.layout import Layout, owner
+from backyfs.store.packs.extents import GAP, ExtentMap
+from backyfs.store.packs.fsck import check_packs
+from backyfs.store.packs.gc import Collector
+from backyfs.store.packs.image import PackImage, load_map
+from backyfs.store.packs.library import Library
+from backyfs.store.packs.writer import PackStage, ParentDisk, map_path
+from backyfs.store.quarantine import WHOLE, Bad
+from backyfs.store.record import DiskRecord, Record
+
+
+def prepare_directory(layout: Layout, fs: Fs) -> None:
+    """Make what a packs repository needs beside revisions/."""
+    fs.mkdir(layout.packs)
+
+
+class PacksFormat:
+    """Format: see backyfs.store.format."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._library = Library(place.layout.packs)
+
+    def open(self, record: Record, disk: DiskRecord, *, check: bool = True) -> PackImage:
+        """Open a disk; frames are always checked, whatever `check` says."""
+        path = map_path(self._place, disk.files)
+        what = f"{self._place.name}/{record.id}/{disk.name}"
+        try:
+            extent_map, fd = load_map(path, disk.files[path.name], what)
+        except Corrupt as exc:
+            raise Corrupt(
+                exc.reason, vm=self._place.name, revision=record.id, disk=disk.name
+            ) from exc
+        return PackImage(
+            extent_map,
+            self._library,
+            self._place.quarantine,
+            vm=self._place.name,
+            revision=record.id,
+            disk=disk.name,
+            digest=disk.digest,
+            fd=fd,
+            map_name=path.name,
+        )
+
+    def stage(self, revision: str, parent: Record | None) -> PackStage:
+        """Start a revision on top of `parent`; its unreadable disks count as having no parent."""
+        parents = {}
+        for disk in parent.disks.values() if parent else ():
+            assert parent is not None
+            with contextlib.suppress(Corrupt, NoRevision):
+                image = self.open(parent, disk)
+                parents[disk.name] = ParentDisk(image, disk.files, self._bad_frames(image))
+        return PackStage(self._place, self._library, revision, parents)
+
+    # Damage
+
+    def structure(self, disk: DiskRecord) -> Iterator[str]:
+        """The map must be as recorded, and every segment it names present with its root."""
+        try:
+            extent_map = self._map(disk)
+        except (Corrupt, NoRevision) as exc:
+            yield str(exc.args[0])
+            return
+        self._library.acquire()
+        try:
+            for ref in extent_map.segments:
+                yield from self._segment_problem(ref.name, ref.count, ref.root)
+        finally:
+            self._library.release()
+
+    def _segment_problem(self, name: str, count: int, root: bytes) -> Iterator[str]:
+        try:
+            segment = self._library.segment(name)
+        except Corrupt as exc:
+            yield exc.reason
+            return
+        if (segment.count, segment.root) != (count, root):
+            yield f"segment {name} is not the one the map was made for"
+
+    def _map(self, disk: DiskRecord) -> ExtentMap:
+        path = map_path(self._place, disk.files)
+        extent_map, fd = load_map(path, disk.files[path.name], path.name)
+        os.close(fd)
+        return extent_map
+
+    def bad_extents(self, disk: DiskRecord) -> list[Extent]:
+        """Extents that reach a quarantined frame, by themselves or through a patch's base."""
+        if not self._place.quarantine.bad():
+            return []
+        extent_map = self._map(disk)
+        image = PackImage(
+            extent_map, self._library, self._place.quarantine, vm="", revision="", disk=disk.name
+        )
+        try:
+            frames = self._bad_frames(image)
+        finally:
+            image.close()
+        return list(
+            merged(Extent(frame * FRAME, min(FRAME, disk.size - frame * FRAME)) for frame in frames)
+        )
+
+    def _bad_frames(self, image: PackImage) -> dict[int, Bad | None]:
+        bad = self._place.quarantine.bad()
+        if not bad:
+            return {}
+        whole = {item.unit for item in bad if item.number == WHOLE}
+        units = {item.unit for item in bad}
+        return {
+            frame: place
+            for run in image.map.runs()
+            for frame, place in self._bad_in_run(image, run.first, run.span, bad, whole, units)
+        }
+
+    def _bad_in_run(
+        self,
+        image: PackImage,
+        first: int,
+        span: int,
+        bad: set[Bad],
+        whole: set[str],
+        units: set[str],
+    ) -> Iterator[tuple[int, Bad]]:
+        for run in image.map.find(first, span):
+            name = image.map.segments[run.segment].name
+            for index in range(run.span if run.segment != GAP else 0):
+                place = Bad(name, run.number + index)
+                if name in whole or (name in units and place in bad) or self._rests_on(place, bad):
+                    yield run.first + index, place
+
+    def _rests_on(self, place: Bad, bad: set[Bad]) -> bool:
+        try:
+            chain = self._library.chain(place)
+        except (Corrupt, ValueError):
+            return False  # what cannot be looked up is reported by the structure check
+        return any(base in bad or Bad(base.unit, WHOLE) in bad for base in chain)
+
+    # Files
+
+    def files(self, disk: DiskRecord) -> list[Path]:
+        """The disk's map."""
+        return [self._place.layout.revisions / name for name in disk.files]
+
+    def lockable(self, disk: DiskRecord) -> Path:
+        """Readers lock the map."""
+        return map_path(self._place, disk.files)
+
+    def discard(self, revision: str) -> None:
+        """Remove the packs and maps of an unpublished revision."""
+        for directory in (self._place.layout.packs, self._place.layout.revisions):
+            for path in directory.iterdir():
+                if owner(path.name) == revision:
+                    self._place.fs.unlink(path)
+
+    def gc(self, records: list[Record], *, dry_run: bool) -> GcReport:
+        """One step; see packs.gc."""
+        collector = Collector(self._place, self._maps(records))
+        try:
+            return collector.step(dry_run=dry_run)
+        finally:
+            collector.close()
+
+    def _maps(self, records: Iterable[Record]) -> Iterator[ExtentMap]:
+        seen: set[Path] = set()
+        for record in records:
+            for disk in record.disks.values():
+                path = map_path(self._place, disk.files)
+                if path not in seen:
+                    seen.add(path)
+                    yield self._map(disk)
+
+    def fsck(self, records: list[Record]) -> Iterator[str]:
+        """See packs.fsck."""
+        self._library.acquire()
+        try:
+            yield from check_packs(self._place.layout.packs, list(self._maps(records)))
+        finally:
+            self._library.release()
+
+
+__all__ = ["PacksFormat", "prepare_directory"]

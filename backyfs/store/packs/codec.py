@@ -1,0 +1,78 @@
+"""Frames as they are stored: zstd, or a patch against the frame at the same place before.
+
+Compressors are not thread-safe, so each thread has its own. A patch is zstd with the base frame as
+raw-content dictionary (the idea of `zstd --patch-from`).
+"""
+
+from __future__ import annotations
+
+import threading
+
+import zstandard
+
+from backyfs.model import FRAME
+from backyfs.store.contract import Buffer
+
+DEAD, ZSTD, PATCH = 0, 1, 2
+DEPTH_MAX = 4
+PATCH_GAIN = 0.8
+"""A patch is stored if it is smaller than this share of the plain frame."""
+PATCH_SURE = 0.6
+"""Up to this share of the chain's full frame a patch is taken without trying the plain one."""
+
+_PLAIN = zstandard.ZstdCompressionParameters.from_level(
+    1, source_size=FRAME, hash_log=16, write_content_size=True, write_checksum=False
+)
+_PATCH = zstandard.ZstdCompressionParameters.from_level(
+    1,
+    source_size=FRAME,
+    dict_size=FRAME,
+    min_match=5,  # 1.7 % smaller than the default on random 4 KiB changes, at equal speed
+    write_content_size=True,
+    write_checksum=False,
+)
+_thread = threading.local()
+
+
+def compress(frame: Buffer) -> bytes:
+    """A frame as one zstd frame that `zstd -d` can read."""
+    try:
+        compressor = _thread.compressor
+    except AttributeError:
+        compressor = zstandard.ZstdCompressor(compression_params=_PLAIN)
+        _thread.compressor = compressor
+    result: bytes = compressor.compress(frame)
+    return result
+
+
+def compress_patch(frame: Buffer, base: bytes) -> bytes:
+    """A frame as zstd with `base` as raw dictionary."""
+    dictionary = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    compressor = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=_PATCH)
+    return compressor.compress(frame)
+
+
+def decompress(stored: Buffer) -> bytes:
+    """The frame in a plain zstd frame. ValueError when it is not exactly one frame's bytes."""
+    try:
+        decompressor = _thread.decompressor
+    except AttributeError:
+        decompressor = _thread.decompressor = zstandard.ZstdDecompressor()
+    return _decoded(decompressor, stored)
+
+
+def decompress_patch(stored: Buffer, base: bytes) -> bytes:
+    """The frame in a patch against `base`. ValueError as `decompress`."""
+    dictionary = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return _decoded(zstandard.ZstdDecompressor(dict_data=dictionary), stored)
+
+
+def _decoded(decompressor: zstandard.ZstdDecompressor, stored: Buffer) -> bytes:
+    try:
+        # The header decides how much memory is taken: look at it before trusting it.
+        promised = zstandard.frame_content_size(stored)
+        if promised != FRAME:
+            raise ValueError(f"the frame has {promised} bytes instead of {FRAME}")
+        return decompressor.decompress(stored)
+    except zstandard.ZstdError as exc:
+        raise ValueError(str(exc)) from exc

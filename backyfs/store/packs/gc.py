@@ -1,0 +1,276 @@
+"""Garbage collection of pack files: mark from all maps, unlink what is dead, merge what is small.
+
+Bounds after gc: at most 64 + stored / 512 MiB files, and at most 30 % dead bytes. Safe at every
+point: a merged pack is published before the packs it replaces are unlinked. One call is one step
+(one merged pack at most), so that the caller can give the lock up in between.
+
+Called only when every record and every map is readable (the repository fails closed).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from backyfs.errors import Corrupt
+from backyfs.store import space
+from backyfs.store.format import GcReport, Place
+from backyfs.store.packs import codec
+from backyfs.store.packs.extents import ExtentMap
+from backyfs.store.packs.library import MERGED_PREFIX, PACK_SUFFIX
+from backyfs.store.packs.packfile import PackFile, Segment
+from backyfs.store.packs.rewrite import Rewriter
+from backyfs.store.packs.segment import SEGMENT_BYTES_MAX
+from backyfs.store.packs.table import NAMES_MAX
+from backyfs.store.quarantine import WHOLE
+
+FILES_BASE = 64
+FILE_BYTES = 512 << 20
+DEAD_SHARE_MAX = 0.30
+_DEAD_SHARE_GOAL = 0.15
+_BLOCK = 4096
+
+
+@dataclass(slots=True)
+class PackUse:
+    """A pack file with what of it is needed. Bytes of stored frames, tables not counted."""
+
+    pack: PackFile
+    segments: list[Segment]
+    live: int = 0
+    stored: int = 0
+
+    @property
+    def dead(self) -> int:
+        """Bytes of frames nothing needs."""
+        return self.stored - self.live
+
+
+Marks = dict[str, bytearray]
+
+
+class Collector:
+    """One step of garbage collection over the packs of a repository."""
+
+    def __init__(self, place: Place, maps: Iterable[ExtentMap]) -> None:
+        self._place = place
+        self._packs = _open_all(place.layout.packs)
+        self._homes: dict[str, Segment] = {}
+        for use in self._packs:
+            for segment in use.segments:
+                # Two packs hold the same segment only after a crash in a merge: prefer the merged.
+                if use.pack.path.name.startswith(MERGED_PREFIX) or segment.name not in self._homes:
+                    self._homes[segment.name] = segment
+        self._punched = False
+        self._marks = self._mark(maps)
+        for use in self._packs:
+            self._weigh(use)
+
+    def close(self) -> None:
+        """Close all pack files."""
+        for use in self._packs:
+            use.pack.close()
+
+    # Mark
+
+    def _mark(self, maps: Iterable[ExtentMap]) -> Marks:
+        marks: Marks = {}
+        for extent_map in maps:
+            for run in extent_map.runs():
+                ref = extent_map.segments[run.segment]
+                mark = marks.setdefault(ref.name, bytearray(ref.count))
+                mark[run.number : run.number + run.span] = b"\1" * run.span
+        self._mark_bases(marks)
+        return marks
+
+    def _mark_bases(self, marks: Marks) -> None:
+        pending = set(marks)
+        while pending:
+            name = pending.pop()
+            segment = self._homes.get(name)
+            if segment is None:
+                raise Corrupt(f"segment {name} is missing; nothing is deleted")
+            for base, number in _bases(segment, marks[name]):
+                home = self._homes.get(base)
+                if home is None or number >= home.count:
+                    raise Corrupt(f"segment {base} is missing; nothing is deleted")
+                mark = marks.setdefault(base, bytearray(home.count))
+                if not mark[number]:
+                    mark[number] = 1
+                    pending.add(base)
+
+    def _weigh(self, use: PackUse) -> None:
+        for segment in use.segments:
+            mark = self._marks.get(segment.name) if self._is_home(segment) else None
+            for number, entry in enumerate(segment.all_entries()):
+                use.stored += entry[1]
+                if mark is not None and mark[number]:
+                    use.live += entry[1]
+
+    def _is_home(self, segment: Segment) -> bool:
+        return self._homes.get(segment.name) is segment
+
+    def _is_live(self, segment: Segment, number: int) -> bool:
+        mark = self._marks.get(segment.name)
+        return mark is not None and bool(mark[number])
+
+    def _live_segments(self, use: PackUse) -> list[Segment]:
+        return [s for s in use.segments if self._is_home(s) and s.name in self._marks]
+
+    # Plan
+
+    def dead_packs(self) -> list[PackUse]:
+        """Packs without a single live segment."""
+        return [use for use in self._packs if not self._live_segments(use)]
+
+    def merge_group(self) -> list[PackUse]:
+        """The packs the next merge should take: small ones, or those with much dead."""
+        alive = [use for use in self._packs if self._live_segments(use)]
+        chosen = self._too_many(alive) or self._too_dead(alive)
+        return list(_within_limits(chosen))
+
+    def _too_many(self, alive: Sequence[PackUse]) -> list[PackUse]:
+        stored = sum(use.stored for use in alive)
+        limit = FILES_BASE + stored // FILE_BYTES
+        if len(alive) <= limit:
+            return []
+        surplus = len(alive) - limit // 2 + 1
+        return sorted(alive, key=lambda use: use.live)[:surplus]
+
+    def _too_dead(self, alive: Sequence[PackUse]) -> list[PackUse]:
+        stored, dead = sum(use.stored for use in alive), sum(use.dead for use in alive)
+        if dead <= DEAD_SHARE_MAX * stored:
+            return []
+        chosen = []
+        for use in sorted(alive, key=lambda use: use.dead / max(1, use.stored), reverse=True):
+            if not use.dead or dead <= _DEAD_SHARE_GOAL * stored:
+                break
+            chosen.append(use)
+            stored, dead = stored - use.dead, dead - use.dead
+        return chosen
+
+    # Act
+
+    def step(self, *, dry_run: bool) -> GcReport:
+        """Unlink dead packs, then merge one group; a dry run only says what it would do."""
+        gone = self.dead_packs()
+        freed = sum(use.pack.bytes for use in gone)
+        if not dry_run:
+            self._unlink(gone)
+        self._packs = [use for use in self._packs if use not in gone]
+        group = self.merge_group()
+        before = sum(use.pack.bytes for use in group)
+        after = sum(use.live for use in group)
+        if group and not dry_run:
+            after = self._merge(group)
+        if not dry_run:
+            self._forget_quarantine()
+        return GcReport(
+            removed_files=len(gone),
+            merged_files=len(group),
+            written_files=1 if group else 0,
+            freed_bytes=freed + max(0, before - after),
+            dead_bytes=sum(use.dead for use in self._packs),
+            stored_bytes=sum(use.pack.bytes for use in self._packs),
+            files=len(self._packs),
+            more=bool(group) and not self._punched,
+        )
+
+    def _unlink(self, uses: Iterable[PackUse]) -> None:
+        for use in uses:
+            self._place.fs.unlink(use.pack.path)
+
+    def _merge(self, group: Sequence[PackUse]) -> int:
+        """Write the group's live frames to one new pack; returns its size (0 = not merged)."""
+        directory = self._place.layout.packs
+        need = sum(use.live for use in group) + sum(use.pack.bytes - use.stored for use in group)
+        if space.free_bytes(directory) < need + space.reserve_bytes(directory):
+            return self._punch(group)
+        target = directory / f"{MERGED_PREFIX}{secrets.token_hex(8)}{PACK_SUFFIX}"
+        segments = [segment for use in group for segment in self._live_segments(use)]
+        Rewriter(self._place, target).write(segments, self._is_live, {})
+        self._place.fs.sync_dir(directory)
+        self._unlink(group)
+        self._packs = [use for use in self._packs if use not in group]
+        merged = PackFile(target)
+        self._packs.append(
+            PackUse(merged, [], sum(use.live for use in group), sum(use.live for use in group))
+        )
+        return merged.bytes
+
+    def _punch(self, group: Sequence[PackUse]) -> int:
+        """No room for a copy: give the blocks of dead frames back in place. Their bytes are lost
+        to nobody, since no map reaches them."""
+        self._punched = True
+        for use in group:
+            fd = os.open(use.pack.path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                for start, end in self._dead_ranges(use):
+                    self._place.fs.punch(fd, start, end - start, use.pack.path)
+                self._place.fs.fsync(fd, use.pack.path)
+            finally:
+                os.close(fd)
+        return sum(use.live for use in group)
+
+    def _dead_ranges(self, use: PackUse) -> Iterator[tuple[int, int]]:
+        """Whole blocks covered by neighbouring dead frames."""
+        dead = sorted(
+            (entry[0], entry[0] + entry[1])
+            for segment in use.segments
+            for number, entry in enumerate(segment.all_entries())
+            if entry[1] and not (self._is_home(segment) and self._is_live(segment, number))
+        )
+        start = end = 0
+        for first, last in [*dead, (1 << 62, 1 << 62)]:
+            if first > end:
+                low, high = -(-start // _BLOCK) * _BLOCK, end // _BLOCK * _BLOCK
+                if high > low:
+                    yield low, high
+                start = first
+            end = max(end, last)
+
+    def _forget_quarantine(self) -> None:
+        """Drop records of frames that nothing needs any more."""
+        for bad in self._place.quarantine.bad():
+            mark = self._marks.get(bad.unit)
+            whole = bad.number == WHOLE
+            if mark is None or (not whole and (bad.number >= len(mark) or not mark[bad.number])):
+                self._place.quarantine.clear(bad)
+
+
+def _bases(segment: Segment, mark: bytearray) -> Iterator[tuple[str, int]]:
+    for number, entry in enumerate(segment.all_entries()):
+        if mark[number] and entry[2] == codec.PATCH:
+            yield segment.base_name(entry[5]), entry[7]
+
+
+def _open_all(directory: Path) -> list[PackUse]:
+    uses: list[PackUse] = []
+    try:
+        for name in sorted(os.listdir(directory)):
+            if name.endswith(PACK_SUFFIX):
+                pack = PackFile(directory / name)
+                uses.append(PackUse(pack, [Segment(pack, d) for d in pack.footer.segments]))
+    except BaseException:
+        for use in uses:
+            use.pack.close()
+        raise
+    return uses
+
+
+def _within_limits(chosen: Sequence[PackUse]) -> Iterator[PackUse]:
+    """As many packs as fit into one merged file; a single one is rewritten only if it has dead."""
+    taken: list[PackUse] = []
+    size = 0
+    names: set[str] = set()
+    for use in chosen:
+        more = names | set(use.pack.footer.names)
+        if taken and (size + use.live > SEGMENT_BYTES_MAX or len(more) > NAMES_MAX):
+            break
+        taken.append(use)
+        size, names = size + use.live, more
+    if len(taken) > 1 or any(use.dead for use in taken):
+        yield from taken

@@ -1,0 +1,285 @@
+"""A disk of a packs revision, open for reading. Every frame is checked against its hash.
+
+A frame that cannot be read raises Corrupt with its place in the image and leaves a quarantine
+record behind, so that the next backup can heal it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from blake3 import blake3
+
+from backyfs.errors import BackyfsError, Corrupt, NoRevision
+from backyfs.model import FRAME, Extent
+from backyfs.store import lock
+from backyfs.store.contract import StoredImage
+from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest
+from backyfs.store.fs import read_exactly
+from backyfs.store.packs.extents import GAP, ExtentMap, Run
+from backyfs.store.packs.library import BadFrame, Chained, Library
+from backyfs.store.quarantine import WHOLE, Bad, Quarantine
+
+_READ_FRAMES = 64
+ZERO_FRAME = bytes(FRAME)
+
+
+def load_map(path: Path, expected: str, what: str) -> tuple[ExtentMap, int]:
+    """A map checked against its recorded hash, and a descriptor with the reader's lock.
+
+    NoRevision when the file was removed meanwhile, Corrupt when it is not what was recorded.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as exc:
+        raise Corrupt(f"the map {path.name} is missing") from exc
+    try:
+        with contextlib.suppress(BlockingIOError):  # only its removal is under way
+            lock.share(fd)
+        status = os.fstat(fd)
+        if status.st_nlink == 0:
+            raise NoRevision(f"{what} was just removed", hint="see: backyfs status")
+        data = read_exactly(fd, status.st_size, 0)
+        if blake3(data).hexdigest() != expected:
+            raise Corrupt(f"the map {path.name} does not match its checksum")
+        return ExtentMap.decode(data, path.name), fd
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+class PackImage:
+    """StoredImage over an extent map and the library of packs."""
+
+    def __init__(
+        self,
+        extent_map: ExtentMap,
+        library: Library,
+        quarantine: Quarantine,
+        *,
+        vm: str,
+        revision: str,
+        disk: str,
+        digest: str = "",
+        fd: int = -1,
+        map_name: str = "",
+    ) -> None:
+        self.map = extent_map
+        self.map_name = map_name
+        self._library = library
+        self._quarantine = quarantine
+        self._place = (vm, revision, disk)
+        self._digest = digest
+        self._fd = fd
+        self._open = threading.Lock()
+        library.acquire()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk."""
+        return self.map.size
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of size and content."""
+        return self._digest or digest(self.map.size, self.map.groups)
+
+    def close(self) -> None:
+        """Give back the lock and the library; closing twice is harmless."""
+        if self._open.acquire(blocking=False):
+            self._library.release()
+            if self._fd >= 0:
+                os.close(self._fd)
+
+    def raw_fd(self) -> int | None:
+        """None: the bytes are compressed."""
+        return None
+
+    # Content
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes at `offset`. ValueError outside the disk, Corrupt."""
+        self._check_range(offset, length)
+        if not length:
+            return b""
+        first, end = offset // FRAME, -(-(offset + length) // FRAME)
+        frames = self._frames(first, end - first)
+        skip = offset - first * FRAME
+        if len(frames) == 1:
+            return frames[0][skip : skip + length]
+        if skip:
+            frames[0] = frames[0][skip:]
+        surplus = end * FRAME - offset - length
+        if surplus:
+            frames[-1] = frames[-1][:-surplus]
+        return b"".join(frames)
+
+    def _check_range(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise ValueError(f"bytes {offset}+{length} lie outside the disk's {self.size}")
+
+    def _frames(self, first: int, count: int) -> list[bytes]:
+        frames: list[bytes] = []
+        for run in self.map.find(first, count):
+            if run.segment == GAP:
+                frames += [ZERO_FRAME] * run.span
+            else:
+                frames += self._stored(run)
+        return frames
+
+    def _stored(self, run: Run) -> list[bytes]:
+        name = self.map.segments[run.segment].name
+        try:
+            return self._library.read(name, run.number, run.span)
+        except BadFrame:
+            return self._one_by_one(name, run)
+
+    def _one_by_one(self, name: str, run: Run) -> list[bytes]:
+        frames: list[bytes] = []
+        for index in range(run.span):
+            try:
+                frames += self._library.read(name, run.number + index, 1)
+            except BadFrame as exc:
+                raise self._corrupt(exc, run.first + index) from exc
+        return frames
+
+    def _corrupt(self, exc: BadFrame, frame: int) -> Corrupt:
+        vm, revision, disk = self._place
+        offset = frame * FRAME
+        self.report(exc, frame)
+        return Corrupt(
+            exc.reason,
+            vm=vm,
+            revision=revision,
+            disk=disk,
+            offset=offset,
+            length=min(FRAME, self.size - offset),
+        )
+
+    def report(self, exc: BadFrame, frame: int) -> None:
+        """Leave a quarantine record for the culprit, where the store can be written."""
+        _, revision, disk = self._place
+        with contextlib.suppress(OSError, BackyfsError):
+            self._quarantine.add(
+                exc.bad, exc.reason, revision=revision, disk=disk, offset=frame * FRAME
+            )
+
+    def try_read(self, offset: int, length: int) -> bytes | None:
+        """Zeros when the range is a hole, else None."""
+        self._check_range(offset, length)
+        first, end = offset // FRAME, -(-(offset + length) // FRAME)
+        run = next(self.map.find(first, end - first), None)
+        if run is None or (run.segment == GAP and run.span == end - first):
+            return bytes(length)
+        return None
+
+    def extents(self) -> Iterator[Extent]:
+        """Extents of whole frames that are stored, clipped to the size."""
+        start = end = 0
+        for run in self.map.runs():
+            if run.first != end:
+                if end > start:
+                    yield Extent(start * FRAME, (end - start) * FRAME)
+                start = run.first
+            end = run.first + run.span
+        if end > start:
+            yield Extent(start * FRAME, min(end * FRAME, self.size) - start * FRAME)
+
+    # What the store knows of frames
+
+    def hashes(self, first: int, count: int) -> bytes:
+        """Hashes of frames, 32 bytes each; zeros for zero frames. Corrupt."""
+        parts = []
+        for run in self.map.find(first, count):
+            if run.segment == GAP:
+                parts.append(bytes(run.span * HASH))
+            else:
+                name = self.map.segments[run.segment].name
+                parts.append(self._library.hashes(name, run.number, run.span))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def groups(self) -> bytes:
+        """Level-1 hashes."""
+        return self.map.groups
+
+    def check(self, first: int, count: int) -> list[int]:
+        """Numbers of the bad frames among [first, first + count), read from the medium."""
+        return [
+            frame
+            for run in self.map.find(first, count)
+            if run.segment != GAP
+            for part in _pieces(run)
+            for frame in self._check_run(part)
+        ]
+
+    def _check_run(self, run: Run) -> list[int]:
+        name = self.map.segments[run.segment].name
+        try:
+            self._library.read(name, run.number, run.span, fresh=True)
+        except BadFrame as exc:
+            if exc.bad == Bad(name, WHOLE):
+                self.report(exc, run.first)
+                return list(range(run.first, run.first + run.span))
+            if run.span == 1:
+                self.report(exc, run.first)
+                return [run.first]
+            return [
+                bad
+                for index in range(run.span)
+                for bad in self._check_run(
+                    Run(run.first + index, 1, run.segment, run.number + index)
+                )
+            ]
+        return []
+
+    def shared_with(self, other: StoredImage) -> bool:
+        """Whether both are read through the same map file."""
+        return (
+            isinstance(other, PackImage)
+            and bool(self.map_name)
+            and other.map_name == self.map_name
+            and other._library is self._library
+        )
+
+    # For the writer
+
+    def locate(self, frame: int) -> Bad | None:
+        """Where a frame is stored; None when it is zero."""
+        run = next(self.map.find(frame, 1))
+        return None if run.segment == GAP else Bad(self.map.segments[run.segment].name, run.number)
+
+    def chained(self, frame: int) -> Chained | None:
+        """A frame with its chain, as a base for a patch; None when it is zero or damaged."""
+        place = self.locate(frame)
+        if place is None:
+            return None
+        try:
+            return self._library.checked(place)
+        except BadFrame as exc:
+            self.report(exc, frame)
+            return None
+        except Corrupt:
+            return None
+
+    def chained_at(self, place: Bad) -> Chained | None:
+        """A stored frame with its chain, as a base for a patch; None when it is damaged."""
+        try:
+            return self._library.checked(place)
+        except (BadFrame, Corrupt):
+            return None
+
+    def group_hash(self, group: int) -> bytes:
+        """The level-1 hash of a group, computed from its frames' hashes."""
+        count = min(FAN_OUT, self.map.frames - group * FAN_OUT)
+        hashes = self.hashes(group * FAN_OUT, count)
+        return blake3(hashes).digest() if hashes != bytes(len(hashes)) else ZERO_HASH
+
+
+def _pieces(run: Run) -> Iterator[Run]:
+    for skip in range(0, run.span, _READ_FRAMES):
+        count = min(_READ_FRAMES, run.span - skip)
+        yield Run(run.first + skip, count, run.segment, run.number + skip)

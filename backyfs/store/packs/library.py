@@ -1,0 +1,311 @@
+"""The pack files of one repository, shared by all its open images.
+
+Finds the pack that holds a segment, reads and decodes frames, and notices files that gc or healing
+replaced: an unlinked pack keeps serving those who have it open, and a frame that reads badly is
+looked for once more behind the file's present name.
+
+Thread-safe. Descriptors are closed when the last image is.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from backyfs.errors import Corrupt
+from backyfs.model import FRAME
+from backyfs.store.fs import forget_pages
+from backyfs.store.packs import codec
+from backyfs.store.packs.packfile import PackFile, Segment
+from backyfs.store.packs.table import Entry
+from backyfs.store.quarantine import WHOLE, Bad
+
+PACK_SUFFIX = ".pack"
+MERGED_PREFIX = "m-"
+_RUN_BYTES_MAX = 4 << 20
+
+
+class BadFrame(Exception):
+    """A stored frame cannot be read: `bad` is the culprit, which may be a base of the wanted one."""
+
+    def __init__(self, bad: Bad, reason: str) -> None:
+        super().__init__(reason)
+        self.bad, self.reason = bad, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Chained:
+    """A decoded frame with what the next patch on it needs to know.
+
+    `depth` 0..4 in the chain, `full_bytes` = stored size of the chain's full frame, `base` = what
+    this frame is a patch against (None: it is a full frame).
+    """
+
+    frame: bytes
+    depth: int
+    full_bytes: int
+    base: Bad | None
+
+
+class Library:
+    """Reads frames by (segment, number)."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock = threading.RLock()
+        self._users = 0
+        self._packs: dict[Path, PackFile] = {}
+        self._retired: list[PackFile] = []
+        self._segments: dict[str, Segment] = {}
+        self._broken: dict[Path, tuple[tuple[int, int, int], Corrupt]] = {}
+
+    # Life
+
+    def acquire(self) -> None:
+        """One more image uses the library."""
+        with self._lock:
+            self._users += 1
+
+    def release(self) -> None:
+        """One image less; the last closes all files."""
+        with self._lock:
+            self._users -= 1
+            if self._users <= 0:
+                self._close()
+
+    def _close(self) -> None:
+        for pack in [*self._packs.values(), *self._retired]:
+            pack.close()
+        self._packs.clear()
+        self._retired.clear()
+        self._segments.clear()
+
+    # Finding
+
+    def segment(self, name: str) -> Segment:
+        """The segment, from whichever pack holds it. Corrupt when none does."""
+        found = self._segments.get(name)
+        if found is not None:
+            return found
+        with self._lock:
+            return self._segments.get(name) or self._find(name)
+
+    def _find(self, name: str) -> Segment:
+        reason = "no pack file holds it"
+        for path in self._candidates(name):
+            try:
+                pack = self._open(path)
+            except FileNotFoundError:
+                continue
+            except (Corrupt, OSError) as exc:
+                reason = str(exc.args[0] if isinstance(exc, Corrupt) else exc)
+                continue
+            for descriptor in pack.footer.segments:
+                self._segments.setdefault(descriptor.name, Segment(pack, descriptor))
+            if name in self._segments:
+                return self._segments[name]
+        raise Corrupt(f"segment {name} cannot be read: {reason}")
+
+    def _candidates(self, name: str) -> Iterator[Path]:
+        own = self._directory / f"{name}{PACK_SUFFIX}"
+        yield own
+        # A merge may publish between our two looks: list once more before giving up.
+        for _ in range(2):
+            yield from merged_packs(self._directory)
+        yield own
+
+    def _open(self, path: Path) -> PackFile:
+        pack = self._packs.get(path)
+        if pack is not None:
+            return pack
+        status = os.stat(path)
+        stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+        known = self._broken.get(path)
+        if known is not None and known[0] == stamp:
+            raise known[1]
+        try:
+            pack = self._packs[path] = PackFile(path)
+        except Corrupt as exc:
+            # Looking for a table in a cut-off pack reads all of it: once is enough.
+            self._broken[path] = (stamp, exc)
+            raise
+        return pack
+
+    def _replaced(self, segment: Segment) -> bool:
+        """Forget a segment if its file is no longer the one behind its name; whether it was so."""
+        pack = segment.pack
+        try:
+            status = os.stat(pack.path)
+            if (status.st_dev, status.st_ino) == pack.inode:
+                return False
+        except FileNotFoundError:
+            pass
+        self.reopen(pack)
+        return True
+
+    def reopen(self, pack: PackFile) -> None:
+        """Look behind the names again for what this pack held; it stays open for its readers."""
+        with self._lock:
+            if self._packs.get(pack.path) is pack:
+                del self._packs[pack.path]
+                self._retired.append(pack)
+            for name in [n for n, s in self._segments.items() if s.pack is pack]:
+                del self._segments[name]
+
+    # Reading
+
+    def hashes(self, name: str, number: int, count: int) -> bytes:
+        """The recorded hashes of consecutive frames."""
+        try:
+            return self.segment(name).hashes(number, count)
+        except ValueError as exc:
+            raise Corrupt(str(exc)) from exc
+
+    def read(self, name: str, number: int, count: int, *, fresh: bool = False) -> list[bytes]:
+        """Decoded, checked frames. BadFrame names the first that cannot be had.
+
+        `fresh`: read from the medium, past the page cache.
+        """
+        try:
+            return self._read(name, number, count, fresh)
+        except BadFrame as exc:
+            segment = self._segments.get(exc.bad.unit)
+            if segment is None or not self._replaced(segment):
+                raise
+        return self._read(name, number, count, fresh)
+
+    def _read(self, name: str, number: int, count: int, fresh: bool) -> list[bytes]:
+        try:
+            segment = self.segment(name)
+        except Corrupt as exc:
+            raise BadFrame(Bad(name, WHOLE), exc.reason) from exc
+        try:
+            entries = segment.entries(number, count)
+            hashes = segment.hashes(number, count)
+        except (Corrupt, ValueError, OSError) as exc:
+            raise BadFrame(Bad(name, number), f"its table entry: {exc}") from exc
+        frames: list[bytes] = []
+        for first, run in _contiguous(entries):
+            frames += self._decode_run(segment, number + first, run, hashes, first, fresh)
+        return frames
+
+    def _decode_run(
+        self,
+        segment: Segment,
+        number: int,
+        run: list[Entry],
+        hashes: bytes,
+        first: int,
+        fresh: bool,
+    ) -> Iterator[bytes]:
+        start, length = run[0][0], sum(entry[1] for entry in run)
+        if fresh:
+            forget_pages(segment.pack.fd, start, length)
+        try:
+            data = memoryview(segment.pack.pread(length, start))
+        except (OSError, OverflowError) as exc:
+            raise BadFrame(Bad(segment.name, number), f"cannot be read: {exc}") from exc
+        at = 0
+        for index, entry in enumerate(run):
+            stored = data[at : at + entry[1]]
+            at += entry[1]
+            frame = self._decode(segment, number + index, entry, stored, 0).frame
+            place = (first + index) * 32
+            if blake3(frame).digest() != hashes[place : place + 32]:
+                raise BadFrame(self._culprit(segment, number + index), "wrong content")
+            yield frame
+
+    def _decode(
+        self, segment: Segment, number: int, entry: Entry, stored: memoryview, nested: int
+    ) -> Chained:
+        _, csize, kind, depth, _, base_index, _, base_number = entry
+        bad = Bad(segment.name, number)
+        try:
+            if len(stored) != csize:
+                raise ValueError("the file ends within the frame")
+            if kind == codec.ZSTD:
+                return Chained(codec.decompress(stored), 0, csize, None)
+            if kind != codec.PATCH or nested >= codec.DEPTH_MAX:
+                raise ValueError(f"kind {kind}, depth {depth} is not what a map may refer to")
+            base = Bad(segment.base_name(base_index), base_number)
+            below = self.chained(base, nested + 1)
+            frame = codec.decompress_patch(stored, below.frame)
+        except ValueError as exc:
+            raise BadFrame(bad, str(exc)) from exc
+        return Chained(frame, below.depth + 1, below.full_bytes, base)
+
+    def chained(self, bad: Bad, nested: int = 0) -> Chained:
+        """Decode one frame without checking its hash (its patches' hashes cover it)."""
+        try:
+            segment = self.segment(bad.unit)
+            entry = segment.entry(bad.number)
+            if entry[1] > 2 * FRAME:
+                raise ValueError(f"{entry[1]} bytes are impossible for a frame")
+            stored = memoryview(segment.pack.pread(entry[1], entry[0]))
+        except Corrupt as exc:
+            raise BadFrame(Bad(bad.unit, WHOLE), exc.reason) from exc
+        except (ValueError, OSError, OverflowError) as exc:
+            raise BadFrame(bad, str(exc)) from exc
+        return self._decode(segment, bad.number, entry, stored, nested)
+
+    def checked(self, bad: Bad) -> Chained:
+        """As `chained`, with the frame's hash checked."""
+        found = self.chained(bad)
+        if blake3(found.frame).digest() != self.hashes(bad.unit, bad.number, 1):
+            raise BadFrame(self._culprit(self.segment(bad.unit), bad.number), "wrong content")
+        return found
+
+    def _culprit(self, segment: Segment, number: int) -> Bad:
+        """The deepest element of the chain whose own content is wrong."""
+        wrong = here = Bad(segment.name, number)
+        for _ in range(codec.DEPTH_MAX):
+            base = self.chained(here).base
+            if base is None:
+                break
+            here = base
+            frame = self.chained(here).frame
+            if blake3(frame).digest() != self.hashes(here.unit, here.number, 1):
+                wrong = here
+        return wrong
+
+    def chain(self, bad: Bad) -> list[Bad]:
+        """The bases a frame's patch rests on, nearest first, from the tables alone."""
+        found: list[Bad] = []
+        for _ in range(codec.DEPTH_MAX):
+            segment = self.segment(bad.unit)
+            entry = segment.entry(bad.number)
+            if entry[2] != codec.PATCH:
+                break
+            bad = Bad(segment.base_name(entry[5]), entry[7])
+            found.append(bad)
+        return found
+
+
+def merged_packs(directory: Path) -> list[Path]:
+    """Pack files that hold merged segments."""
+    return [
+        directory / name
+        for name in sorted(os.listdir(directory))
+        if name.startswith(MERGED_PREFIX) and name.endswith(PACK_SUFFIX)
+    ]
+
+
+def _contiguous(entries: list[Entry]) -> Iterator[tuple[int, list[Entry]]]:
+    """Runs of entries whose bytes follow each other, of at most 4 MiB, with their index."""
+    start, expected, size = 0, -1, 0
+    for index, entry in enumerate(entries):
+        if entry[0] != expected or size + entry[1] > _RUN_BYTES_MAX:
+            if index > start:
+                yield start, entries[start:index]
+            start, size = index, 0
+        # A damaged length must not become a request for gigabytes of memory.
+        if entry[1] > 2 * FRAME:
+            entries[index] = entry = (entry[0], 0, *entry[2:])
+        expected, size = entry[0] + entry[1], size + entry[1]
+    if len(entries) > start:
+        yield start, entries[start:]

@@ -1,0 +1,196 @@
+"""One open pack file: its footer, its tables by position, its bytes.
+
+Never mapped into memory: a file that is truncated under us must give an error, not a signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+from backyfs.errors import Corrupt
+from backyfs.store.digest import HASH
+from backyfs.store.fs import read_exactly
+from backyfs.store.header import Header
+from backyfs.store.packs.table import (
+    ENTRY,
+    FOOTER_MAGIC,
+    HEADER_BYTES,
+    PACK_MAGIC,
+    TAIL_BYTES,
+    Descriptor,
+    Entry,
+    Footer,
+    decode_footer,
+    footer_length,
+)
+
+PAGE = 1024
+"""Table entries that are read and cached together."""
+TABLE_CACHE_BYTES_MAX = 32 << 20
+_SCAN_BYTES = 1 << 20
+_serial = itertools.count()
+
+
+class _Pages:
+    """An LRU of table pages for the whole process, bounded in bytes."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max, self._bytes = bytes_max, 0
+        self._pages: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[int, int]) -> bytes | None:
+        with self._lock:
+            page = self._pages.get(key)
+            if page is not None:
+                self._pages.move_to_end(key)
+            return page
+
+    def put(self, key: tuple[int, int], page: bytes) -> None:
+        with self._lock:
+            if key not in self._pages:
+                self._pages[key] = page
+                self._bytes += len(page)
+            while self._bytes > self._bytes_max:
+                _, old = self._pages.popitem(last=False)
+                self._bytes -= len(old)
+
+
+_pages = _Pages(TABLE_CACHE_BYTES_MAX)
+
+
+class PackFile:
+    """A pack file open for reading; safe from many threads until closed."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`. FileNotFoundError, Corrupt, Unsupported."""
+        self.path = path
+        self.serial = next(_serial)
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(self.fd)
+            self.inode, self.bytes = (status.st_dev, status.st_ino), status.st_size
+            self._check_header()
+            self.footer = self._read_footer()
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def close(self) -> None:
+        """Close the descriptor; no read may be under way."""
+        os.close(self.fd)
+
+    def _check_header(self) -> None:
+        # The header's damage costs no data: only an unknown version or feature stops us.
+        with contextlib.suppress(Corrupt):
+            Header.decode(os.pread(self.fd, HEADER_BYTES, 0), PACK_MAGIC, str(self.path))
+
+    def _read_footer(self) -> Footer:
+        with contextlib.suppress(Corrupt, EOFError):
+            length = footer_length(os.pread(self.fd, TAIL_BYTES, max(0, self.bytes - TAIL_BYTES)))
+            if length and length + TAIL_BYTES <= self.bytes:
+                return self._footer_at(self.bytes - TAIL_BYTES - length, length)
+        return self._find_footer()
+
+    def _footer_at(self, at: int, length: int) -> Footer:
+        return decode_footer(read_exactly(self.fd, length, at), self.path.name)
+
+    def _find_footer(self) -> Footer:
+        """Look backwards for any intact copy of the footer: the end of the file is damaged."""
+        end = self.bytes
+        while end > 0:
+            start = max(0, end - _SCAN_BYTES)
+            window = os.pread(self.fd, end - start + len(FOOTER_MAGIC) - 1, start)
+            at = len(window)
+            while (at := window.rfind(FOOTER_MAGIC, 0, at)) >= 0:
+                with contextlib.suppress(Corrupt, UnicodeDecodeError, EOFError):
+                    length = int.from_bytes(os.pread(self.fd, 4, start + at + 8), "little")
+                    if length <= self.bytes:
+                        return self._footer_at(start + at, length)
+            end = start
+        raise Corrupt(f"packs/{self.path.name}: its table is damaged or cut off")
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """`length` bytes of the file, or fewer at its end."""
+        return os.pread(self.fd, length, offset)
+
+
+class Segment:
+    """A segment as one pack file holds it."""
+
+    def __init__(self, pack: PackFile, descriptor: Descriptor) -> None:
+        self.pack = pack
+        self.name = descriptor.name
+        self.count = descriptor.count
+        self.root = descriptor.root
+        self._at = descriptor
+        self._serial = next(_serial)
+
+    def _page(self, number: int) -> tuple[bytes, int]:
+        """The page with entries, then hashes, and how many entries it has."""
+        page = number // PAGE
+        count = min(PAGE, self.count - page * PAGE)
+        cached = _pages.get((self._serial, page))
+        if cached is None:
+            first = page * PAGE
+            try:
+                cached = read_exactly(
+                    self.pack.fd, count * ENTRY.size, self._at.entries_at + first * ENTRY.size
+                ) + read_exactly(self.pack.fd, count * HASH, self._at.hashes_at + first * HASH)
+            except EOFError as exc:
+                raise Corrupt(f"packs/{self.pack.path.name}: its table is cut off") from exc
+            _pages.put((self._serial, page), cached)
+        return cached, count
+
+    def entry(self, number: int) -> Entry:
+        """The entry of a frame; ValueError for a number the segment does not have."""
+        if not 0 <= number < self.count:
+            raise ValueError(f"segment {self.name} has no frame {number}")
+        page, _ = self._page(number)
+        return ENTRY.unpack_from(page, number % PAGE * ENTRY.size)
+
+    def entries(self, number: int, count: int) -> list[Entry]:
+        """Entries of consecutive frames."""
+        if number < 0 or number + count > self.count:
+            raise ValueError(f"segment {self.name} has no frames {number}+{count}")
+        found: list[Entry] = []
+        while count:
+            page, _ = self._page(number)
+            start = number % PAGE
+            n = min(count, PAGE - start)
+            view = memoryview(page)[start * ENTRY.size : (start + n) * ENTRY.size]
+            found += ENTRY.iter_unpack(view)
+            number, count = number + n, count - n
+        return found
+
+    def all_entries(self) -> Iterator[Entry]:
+        """Every entry in order, a page in memory at a time."""
+        for number in range(0, self.count, PAGE):
+            yield from self.entries(number, min(PAGE, self.count - number))
+
+    def hashes(self, number: int, count: int) -> bytes:
+        """Hashes of consecutive frames, 32 bytes each."""
+        if number < 0 or number + count > self.count:
+            raise ValueError(f"segment {self.name} has no frames {number}+{count}")
+        parts = []
+        while count:
+            page, in_page = self._page(number)
+            start = number % PAGE
+            n = min(count, PAGE - start)
+            at = in_page * ENTRY.size + start * HASH
+            parts.append(page[at : at + n * HASH])
+            number, count = number + n, count - n
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def base_name(self, index: int) -> str:
+        """The name of the segment an entry's base reference means."""
+        try:
+            return self.pack.footer.names[index]
+        except IndexError:
+            raise ValueError(f"segment {self.name} refers to an unknown segment") from None

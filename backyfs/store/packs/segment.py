@@ -1,0 +1,166 @@
+"""Pack files in the making, and the segments a revision appends its frames to.
+
+A segment is one file while it is written: at most 1 GiB of stored frames, then the next begins.
+Appending is serialised by a lock; everything expensive happened before, in the caller's thread.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from backyfs.store import space
+from backyfs.store.fs import Fs, temporary
+from backyfs.store.packs import codec
+from backyfs.store.packs.extents import SegmentRef
+from backyfs.store.packs.library import PACK_SUFFIX
+from backyfs.store.packs.table import (
+    ENTRY,
+    NAMES_MAX,
+    NO_BASE,
+    SegmentTable,
+    encode_table,
+    pack_header,
+)
+from backyfs.store.quarantine import Bad
+
+SEGMENT_BYTES_MAX = 1 << 30
+SEGMENT_FRAMES_MAX = 1 << 18
+SYNC_BYTES = 256 << 20
+WRITEBACK_BYTES = 16 << 20
+
+
+class PackWriter:
+    """A pack file while it is written: header, frames in order, then the table."""
+
+    def __init__(self, target: Path, repository: UUID, fs: Fs) -> None:
+        self._target, self._fs = target, fs
+        self._tmp = temporary(target)
+        self._fd = fs.create(self._tmp)
+        self.at = self._synced = self._pushed = 0
+        self.write(pack_header(repository, secrets.token_bytes(32)))
+
+    def write(self, data: bytes | bytearray) -> None:
+        """Append bytes at `at`; keeps the amount of unwritten page cache bounded."""
+        self._fs.write(self._fd, data, self._target)
+        self.at += len(data)
+        if self.at - self._synced >= SYNC_BYTES:
+            space.ensure(self._target.parent, 0)
+            self._fs.fdatasync(self._fd, self._target)
+            self._synced = self._pushed = self.at
+        elif self.at - self._pushed >= WRITEBACK_BYTES:
+            # The disk works while we compress: the fsync at the end is short.
+            self._fs.start_writeback(self._fd, self._pushed, self.at - self._pushed)
+            self._pushed = self.at
+
+    def publish(self, tables: Sequence[SegmentTable], names: Sequence[str]) -> None:
+        """Write the table, make all durable and give the file its name (not yet durable)."""
+        for piece in encode_table(self.at, tables, names):
+            self.write(piece)
+        self._fs.fsync(self._fd, self._target)
+        self.close()
+        self._fs.rename(self._tmp, self._target)
+
+    def close(self) -> None:
+        """Close the descriptor; an unfinished file stays for clean-up."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A frame ready to be appended: its stored bytes, its hash and, for a patch, its base."""
+
+    stored: bytes
+    hash: bytes
+    depth: int = 0
+    base: Bad | None = None
+
+
+class SegmentWriter:
+    """Appends prepared frames of one revision to as many segments as it takes."""
+
+    def __init__(self, directory: Path, revision: str, repository: UUID, fs: Fs) -> None:
+        self._directory, self._revision = directory, revision
+        self._repository, self._fs = repository, fs
+        self._lock = threading.Lock()
+        self._pack: PackWriter | None = None
+        self._table = SegmentTable("", [])
+        self._indices: dict[str, int] = {}
+        self.finished: list[SegmentRef] = []
+        self.stored_bytes = 0
+
+    def append(self, frames: Sequence[Prepared]) -> tuple[int, int]:
+        """Append frames; returns the segment's index and the first frame's number in it."""
+        with self._lock:
+            pack = self._room(frames)
+            number = self._table.count
+            at = pack.at
+            pack.write(b"".join([frame.stored for frame in frames]))
+            for frame in frames:
+                self._enter(frame, at)
+                at += len(frame.stored)
+            return len(self.finished), number
+
+    def _enter(self, frame: Prepared, at: int) -> None:
+        table, size = self._table, len(frame.stored)
+        if frame.base is None:
+            entry = ENTRY.pack(at, size, codec.ZSTD, 0, 0, NO_BASE, 0, 0)
+        else:
+            index = self._index(frame.base.unit)
+            entry = ENTRY.pack(at, size, codec.PATCH, frame.depth, 0, index, 0, frame.base.number)
+        table.entries += entry
+        table.hashes += frame.hash
+        table.stored += size
+
+    def _index(self, name: str) -> int:
+        index = self._indices.get(name)
+        if index is None:
+            index = self._indices[name] = len(self._table.names)
+            self._table.names.append(name)
+        return index
+
+    def _room(self, frames: Sequence[Prepared]) -> PackWriter:
+        table = self._table
+        if self._pack is not None and (
+            table.stored >= SEGMENT_BYTES_MAX
+            or table.count + len(frames) > SEGMENT_FRAMES_MAX
+            or len(table.names) + len(frames) > NAMES_MAX
+        ):
+            self._finish()
+        if self._pack is None:
+            name = f"{self._revision}-{len(self.finished)}"
+            target = self._directory / f"{name}{PACK_SUFFIX}"
+            self._pack = PackWriter(target, self._repository, self._fs)
+            self._table = SegmentTable(name, [name])
+            self._indices = {name: 0}
+        return self._pack
+
+    def _finish(self) -> None:
+        """Publish the open segment's file; its table leaves memory."""
+        if self._pack is None:
+            return
+        table = self._table
+        self._pack.publish([table], table.names)
+        self.stored_bytes += self._pack.at
+        self.finished.append(SegmentRef(table.name, table.count, table.root))
+        self._pack, self._table = None, SegmentTable("", [])
+
+    def finish(self) -> None:
+        """Publish what is open and make the names durable."""
+        with self._lock:
+            self._finish()
+            if self.finished:
+                self._fs.sync_dir(self._directory)
+
+    def close(self) -> None:
+        """Give back the descriptor of an unfinished file."""
+        with self._lock:
+            if self._pack is not None:
+                self._pack.close()

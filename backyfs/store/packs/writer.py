@@ -1,0 +1,356 @@
+"""A packs revision in the making: what differs from the parent becomes frames, patches and a map.
+
+Order of work per frame: zero? hash; equal to the parent's hash? patch or plain; append. Only the
+append is under a lock. Nothing is visible, and nothing names the new files, before the record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from backyfs.errors import Corrupt, UsageError
+from backyfs.model import FRAME, Extent, disk_name, merged
+from backyfs.store.contract import Buffer
+from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, frame_count, group_count
+from backyfs.store.format import Place
+from backyfs.store.fs import prepare
+from backyfs.store.packs import codec
+from backyfs.store.packs.extents import GAP, ExtentMap, Run, SegmentRef, overlaid
+from backyfs.store.packs.heal import Repairs
+from backyfs.store.packs.image import ZERO_FRAME, PackImage
+from backyfs.store.packs.library import Library
+from backyfs.store.packs.segment import Prepared, SegmentWriter
+from backyfs.store.quarantine import Bad
+
+MAP_SUFFIX = ".map"
+_LATER = 1 << 30
+"""Segment numbers of this revision while writing: above all of the parent's."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParentDisk:
+    """The disk this one continues: its open image, its files, and its known bad frames."""
+
+    image: PackImage
+    files: Mapping[str, str]
+    bad: Mapping[int, Bad | None]
+
+
+class PackDiskWriter:
+    """DiskWriter of the packs format."""
+
+    def __init__(
+        self, size: int, parent: ParentDisk | None, segments: SegmentWriter, repairs: Repairs
+    ) -> None:
+        self.size = size
+        self.parent = parent
+        self._segments = segments
+        self._repairs = repairs
+        self._frames = frame_count(size)
+        self._lock = threading.Lock()
+        self._changes: list[Run] = []
+        self._required = set(self._required_frames())
+
+    def _required_frames(self) -> Iterator[int]:
+        if self.parent is None:
+            return
+        old = self.parent.image.size
+        if old != self.size:
+            boundary = min(old, self.size) // FRAME
+            if boundary < self._frames:
+                yield boundary
+        yield from (frame for frame in self.parent.bad if frame < self._frames)
+
+    def required(self) -> list[Extent]:
+        """Extents that must be written: the boundary after a resize, and damaged frames."""
+        return list(
+            merged(
+                Extent(frame * FRAME, min(FRAME, self.size - frame * FRAME))
+                for frame in self._required
+            )
+        )
+
+    def write(self, offset: int, data: Buffer) -> int:
+        """Take whole frames from byte `offset`; returns the bytes of those that differ."""
+        first, count = self._aligned(offset, len(data))
+        known = self._known_hashes(first, count)
+        prepared: list[Prepared] = []
+        places: list[int] = []
+        zeros: list[int] = []
+        view = memoryview(data)
+        for index in range(count):
+            frame = bytes(view[index * FRAME : (index + 1) * FRAME])
+            if len(frame) < FRAME:
+                frame = frame.ljust(FRAME, b"\0")
+            number = first + index
+            old = known[index * HASH : (index + 1) * HASH] if known else None
+            if frame == ZERO_FRAME:
+                if old != ZERO_HASH:
+                    zeros.append(number)
+                continue
+            fresh = blake3(frame).digest()
+            if self._kept(number, frame, fresh, old):
+                continue
+            prepared.append(self._prepared(number, frame, fresh, old))
+            places.append(number)
+        self._enter(places, prepared, zeros)
+        return (len(places) + len(zeros)) * FRAME
+
+    def _aligned(self, offset: int, length: int) -> tuple[int, int]:
+        end = offset + length
+        if offset % FRAME or offset < 0 or end > self.size or (end % FRAME and end != self.size):
+            raise ValueError(f"bytes {offset}+{length} are not whole frames of {self.size}")
+        return offset // FRAME, -(-length // FRAME)
+
+    def _known_hashes(self, first: int, count: int) -> bytes:
+        """The parent's hashes of these frames; b"" when its table cannot be read."""
+        if self.parent is None:
+            return bytes(count * HASH)
+        inside = max(0, min(count, self.parent.image.map.frames - first))
+        try:
+            found = self.parent.image.hashes(first, inside) if inside else b""
+        except Corrupt:
+            return b""
+        return found + bytes((count - inside) * HASH)
+
+    def _kept(self, number: int, frame: bytes, fresh: bytes, old: bytes | None) -> bool:
+        """Whether the parent's stored frame serves: equal, and not damaged or just repaired."""
+        if self.parent is not None and number in self.parent.bad:
+            place = self.parent.image.locate(number)
+            return place is not None and self._repairs.offer(place, frame, fresh)
+        return old == fresh
+
+    def _prepared(self, number: int, frame: bytes, fresh: bytes, old: bytes | None) -> Prepared:
+        if self.parent is not None and old is not None and old != ZERO_HASH:
+            patch = self._patch(self.parent, number, frame, fresh)
+            if patch is not None:
+                return patch
+        return Prepared(codec.compress(frame), fresh)
+
+    def _patch(
+        self, parent: ParentDisk, number: int, frame: bytes, fresh: bytes
+    ) -> Prepared | None:
+        if number in parent.bad:
+            return None
+        below = parent.image.chained(number)
+        base = parent.image.locate(number)
+        if below is None or base is None:
+            return None
+        depth = below.depth + 1
+        if below.depth >= codec.DEPTH_MAX:
+            # Chains stay short: patch against what the parent's frame itself is a patch of.
+            assert below.base is not None
+            base, depth = below.base, below.depth
+            below = parent.image.chained_at(base)
+            if below is None:
+                return None
+        stored = codec.compress_patch(frame, below.frame)
+        if len(stored) > codec.PATCH_SURE * below.full_bytes:
+            plain = codec.compress(frame)
+            if len(stored) >= codec.PATCH_GAIN * len(plain):
+                return Prepared(plain, fresh)
+        return Prepared(stored, fresh, depth, base)
+
+    def _enter(self, places: list[int], prepared: list[Prepared], zeros: list[int]) -> None:
+        changes = [Run(frame, 1, GAP, 0) for frame in zeros]
+        if prepared:
+            segment, number = self._segments.append(prepared)
+            changes += [
+                Run(frame, 1, _LATER + segment, number + index)
+                for index, frame in enumerate(places)
+            ]
+        with self._lock:
+            self._changes += _joined(changes)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make whole frames zero."""
+        first, count = self._aligned(offset, length)
+        if self.parent is None or not count:
+            return
+        covered = min(first + count, self.parent.image.map.frames)
+        removed = [
+            Run(run.first, run.span, GAP, 0)
+            for run in self.parent.image.map.find(first, covered - first)
+            if run.segment != GAP
+        ]
+        if removed:
+            with self._lock:
+                self._changes += removed
+
+    # After all frames are here
+
+    def unchanged(self) -> bool:
+        """Whether the disk is the parent's, byte for byte."""
+        return self.parent is not None and not self._changes and self.size == self.parent.image.size
+
+    def written(self) -> list[Extent]:
+        """Frame-aligned extents stored anew, clipped to the size."""
+        return list(
+            merged(
+                Extent(run.first * FRAME, min(run.span * FRAME, self.size - run.first * FRAME))
+                for run in self._changes
+                if run.segment != GAP
+            )
+        )
+
+    def new_map(self, finished: list[SegmentRef]) -> ExtentMap:
+        """The disk's map, with the parent's level-1 hashes still in place of the changed ones."""
+        base = self.parent.image.map if self.parent else None
+        changes = sorted(self._changes)
+        runs = list(overlaid(base.runs() if base else (), changes, self._frames))
+        old = base.segments if base else []
+        used: dict[int, int] = {}
+        segments: list[SegmentRef] = []
+        renumbered = []
+        for run in runs:
+            index = used.get(run.segment)
+            if index is None:
+                index = used[run.segment] = len(segments)
+                later = run.segment - _LATER
+                segments.append(finished[later] if later >= 0 else old[run.segment])
+            renumbered.append(Run(run.first, run.span, index, run.number))
+        groups = (base.groups if base else b"")[: group_count(self.size) * HASH]
+        return ExtentMap(
+            self.size, segments, renumbered, groups.ljust(group_count(self.size) * HASH, b"\0")
+        )
+
+    def changed_groups(self) -> list[int]:
+        """Groups whose level-1 hash must be computed anew."""
+        groups = {
+            group
+            for run in self._changes
+            for group in range(run.first // FAN_OUT, (run.first + run.span - 1) // FAN_OUT + 1)
+        }
+        if self.parent is not None and self.parent.image.size != self.size:
+            groups.add(min(self.size, self.parent.image.size) // FRAME // FAN_OUT)
+        return sorted(group for group in groups if group < group_count(self.size))
+
+
+def _joined(runs: list[Run]) -> list[Run]:
+    found: list[Run] = []
+    for run in runs:
+        last = found[-1] if found else None
+        if (
+            last is not None
+            and last.first + last.span == run.first
+            and last.segment == run.segment
+            and (run.segment == GAP or last.number + last.span == run.number)
+        ):
+            found[-1] = Run(last.first, last.span + run.span, last.segment, last.number)
+        else:
+            found.append(run)
+    return found
+
+
+class PackStage:
+    """Stage of the packs format: one set of segments for all disks of the revision."""
+
+    def __init__(
+        self, place: Place, library: Library, revision: str, parents: Mapping[str, ParentDisk]
+    ) -> None:
+        self._place, self._library, self._revision = place, library, revision
+        self._parents = parents
+        self._segments = SegmentWriter(place.layout.packs, revision, place.uuid, place.fs)
+        self._repairs = Repairs(place, library)
+        self._disks: dict[str, PackDiskWriter] = {}
+        self._images: dict[str, PackImage] = {}
+        self._files: dict[str, Mapping[str, str]] = {}
+        self._map_bytes = 0
+        library.acquire()
+        self._open = True
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the pack and map files so far."""
+        return self._segments.stored_bytes + self._map_bytes
+
+    def disk(self, name: str, size: int) -> PackDiskWriter:
+        """Start a disk."""
+        disk_name(name)
+        if name in self._disks:
+            raise UsageError(f"two disks are called {name}")
+        writer = PackDiskWriter(size, self._parents.get(name), self._segments, self._repairs)
+        self._disks[name] = writer
+        return writer
+
+    def seal(self) -> None:
+        """Publish packs, then maps; repair what could be repaired."""
+        self._segments.finish()
+        self._repairs.apply()
+        wrote = [self._seal_disk(name, writer) for name, writer in self._disks.items()]
+        if any(wrote):
+            self._place.fs.sync_dir(self._place.layout.revisions)
+
+    def _seal_disk(self, name: str, writer: PackDiskWriter) -> bool:
+        if writer.unchanged():
+            assert writer.parent is not None
+            self._files[name] = writer.parent.files
+            self._images[name] = self._image(name, writer.parent.image.map, "")
+            return False
+        draft = self._image(name, writer.new_map(self._segments.finished), "")
+        groups = bytearray(draft.map.groups)
+        for group in writer.changed_groups():
+            groups[group * HASH : (group + 1) * HASH] = draft.group_hash(group)
+        draft.map.groups = bytes(groups)
+        self._images[name] = draft
+        self._files[name] = {self._map_name(name): self._publish_map(name, draft.map)}
+        return True
+
+    def _map_name(self, disk: str) -> str:
+        return f"{self._revision}.{disk}{MAP_SUFFIX}"
+
+    def _publish_map(self, disk: str, extent_map: ExtentMap) -> str:
+        data = extent_map.encode(self._place.uuid)
+        prepare(self._place.layout.revisions / self._map_name(disk), data, self._place.fs)
+        self._map_bytes += len(data)
+        return blake3(data).hexdigest()
+
+    def _image(self, disk: str, extent_map: ExtentMap, map_name: str) -> PackImage:
+        return PackImage(
+            extent_map,
+            self._library,
+            self._place.quarantine,
+            vm=self._place.name,
+            revision=self._revision,
+            disk=disk,
+            map_name=map_name,
+        )
+
+    def image(self, name: str) -> PackImage:
+        """The disk as stored."""
+        return self._images[name]
+
+    def written(self, name: str) -> list[Extent]:
+        """What the disk stored anew."""
+        return self._disks[name].written()
+
+    def files(self, name: str) -> Mapping[str, str]:
+        """The map's file name and hash."""
+        return self._files[name]
+
+    def close(self) -> None:
+        """Give back descriptors; closing twice is harmless."""
+        if not self._open:
+            return
+        self._open = False
+        self._segments.close()
+        with contextlib.suppress(OSError):
+            for image in self._images.values():
+                image.close()
+        for parent in self._parents.values():
+            parent.image.close()
+        self._library.release()
+
+
+def map_path(place: Place, files: Mapping[str, str]) -> Path:
+    """The path of a disk's map, as its record names it."""
+    for name in files:
+        if name.endswith(MAP_SUFFIX):
+            return place.layout.revisions / name
+    raise Corrupt("the record names no map")

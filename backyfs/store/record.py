@@ -1,0 +1,238 @@
+"""Records and states: what a repository knows of a revision, as self-checking JSON files.
+
+A record is immutable and its appearance is the commit point of the revision with all its disks.
+A state holds what people and verification decide later (tags, trust); it is replaced whole.
+Both carry `blake3` over their canonical form (sorted keys, no blanks, without that key).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from blake3 import blake3
+
+from backyfs.errors import Corrupt, Unsupported
+from backyfs.model import Consistency, Partition, Trust
+
+FORMAT = 1
+
+
+def canonical(value: Mapping[str, Any]) -> bytes:
+    """The one byte form of a JSON object that checksums are made over."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def sealed(value: Mapping[str, Any]) -> bytes:
+    """`value` as a JSON file that carries its own BLAKE3; ends with a newline."""
+    body = {key: item for key, item in value.items() if key != "blake3"}
+    body["blake3"] = blake3(canonical(body)).hexdigest()
+    return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def unsealed(data: bytes, what: str) -> dict[str, Any]:
+    """The object in a sealed JSON file; Corrupt when it is not one or its checksum is wrong."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise Corrupt(f"{what} is not JSON") from exc
+    if not isinstance(value, dict):
+        raise Corrupt(f"{what} is not a JSON object")
+    checksum = value.pop("blake3", None)
+    try:
+        actual = blake3(canonical(value)).hexdigest()
+    except ValueError as exc:
+        raise Corrupt(f"{what} is not canonical JSON") from exc
+    if checksum != actual:
+        raise Corrupt(f"{what} does not match its checksum")
+    value["blake3"] = checksum
+    return value
+
+
+def timestamp(time: datetime) -> str:
+    """A time as it stands in files: UTC, ISO 8601, microseconds."""
+    return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def parse_time(text: str) -> datetime:
+    """The inverse of `timestamp`."""
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRecord:
+    """One disk of a revision.
+
+    `files` maps the names of files in revisions/ to their BLAKE3 (hex; docs/format.md says of
+    which bytes); an unchanged disk names its parent's files. `source` is {"type", "bookmark"}.
+    `data` is the number of bytes that are no holes: what `du` shows without opening the disk.
+    """
+
+    name: str
+    size: int
+    digest: str
+    files: Mapping[str, str]
+    source: Mapping[str, Any] = field(default_factory=dict)
+    partitions: tuple[Partition, ...] = ()
+    data: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What making a revision took, all disks together; bytes and seconds.
+
+    `read`: from the source · `changed`: bytes of frames that differ from the parent (a full
+    backup: of all frames that are not zero) · `stored`: bytes added to the store · `verified`:
+    bytes read back and compared (0 = not verified) · `torn_frames`: frames of the source that
+    changed while being read.
+    """
+
+    read: int = 0
+    changed: int = 0
+    stored: int = 0
+    verified: int = 0
+    torn_frames: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a backup says of its revision; the store adds id, order and the files."""
+
+    consistency: Consistency
+    reason: str = ""
+    tags: tuple[str, ...] = ()
+    trust: Trust = Trust.TRUSTED
+    stats: Stats = Stats()
+    tool: str = ""
+    verification: str = "none"
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    partitions: Mapping[str, tuple[Partition, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A published revision. `seq` orders revisions; `time` (UTC, start of the backup) is for people.
+
+    `verification` says how the backup was verified when it was made: full, sample or none.
+    """
+
+    seq: int
+    id: str
+    time: datetime
+    parent: str
+    tool: str
+    consistency: Consistency
+    reason: str
+    tags: tuple[str, ...]
+    trust: Trust
+    verification: str
+    stats: Stats
+    disks: Mapping[str, DiskRecord]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all disks together."""
+        return sum(disk.size for disk in self.disks.values())
+
+    def encode(self) -> bytes:
+        """The record as the bytes of its file."""
+        value = asdict(self)
+        value["format"] = FORMAT
+        value["time"] = timestamp(self.time)
+        value["disks"] = [_disk_value(disk) for disk in self.disks.values()]
+        return sealed(value)
+
+    @classmethod
+    def decode(cls, data: bytes, what: str) -> Record:
+        """The record in the bytes of a file; Corrupt or Unsupported when it is none we know."""
+        value = unsealed(data, what)
+        if value.get("format") != FORMAT:
+            raise Unsupported(
+                f"{what} has format {value.get('format')!r}; this program knows {FORMAT}",
+                hint="use a newer backyfs",
+            )
+        try:
+            return _record(value)
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise Corrupt(f"{what} lacks or garbles a field: {exc}") from exc
+
+
+def _disk_value(disk: DiskRecord) -> dict[str, Any]:
+    value = asdict(disk)
+    value["partitions"] = [asdict(partition) for partition in disk.partitions]
+    return value
+
+
+def _record(value: Mapping[str, Any]) -> Record:
+    disks = (
+        DiskRecord(
+            name=disk["name"],
+            size=disk["size"],
+            digest=disk["digest"],
+            files=dict(disk["files"]),
+            source=disk["source"],
+            partitions=tuple(Partition(**partition) for partition in disk["partitions"]),
+            data=int(disk["data"]),
+        )
+        for disk in value["disks"]
+    )
+    return Record(
+        seq=int(value["seq"]),
+        id=value["id"],
+        time=parse_time(value["time"]),
+        parent=value["parent"],
+        tool=value["tool"],
+        consistency=Consistency(value["consistency"]),
+        reason=value["reason"],
+        tags=tuple(value["tags"]),
+        trust=Trust(value["trust"]),
+        verification=value["verification"],
+        stats=Stats(**value["stats"]),
+        disks={disk.name: disk for disk in disks},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What was decided of a revision after it was made; replaces the record's own values."""
+
+    tags: tuple[str, ...]
+    trust: Trust
+    verified_at: datetime | None = None
+    why: str = ""
+
+    @classmethod
+    def of(cls, record: Record) -> State:
+        """The state of a revision that has no state file."""
+        verified = record.time if record.trust is Trust.VERIFIED else None
+        return cls(record.tags, record.trust, verified)
+
+    def encode(self) -> bytes:
+        """The state as the bytes of its file."""
+        return sealed(
+            {
+                "format": FORMAT,
+                "tags": list(self.tags),
+                "trust": str(self.trust),
+                "verified_at": timestamp(self.verified_at) if self.verified_at else None,
+                "why": self.why,
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes, what: str) -> State:
+        """The state in the bytes of a file; Corrupt when it is none."""
+        value = unsealed(data, what)
+        try:
+            at = value["verified_at"]
+            return cls(
+                tuple(value["tags"]), Trust(value["trust"]), at and parse_time(at), value["why"]
+            )
+        except (KeyError, TypeError, ValueError) as exc:
+            raise Corrupt(f"{what} lacks or garbles a field: {exc}") from exc
