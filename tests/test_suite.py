@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from backyfs.model import FRAME
 from tests import images
 from tests.conftest import SmallFs
 from tests.filesystems import MIB, MINIMUM, loops_below, mounted, mounts_below
+from tests.parts import require
 
 
 def test_a_file_system_is_gone_after_its_test(tmp_path: Path) -> None:
@@ -44,3 +49,64 @@ def test_images_depend_on_nothing_but_their_seed(tmp_path: Path) -> None:
     assert one.read_bytes() == two.read_bytes() != other.read_bytes()
     assert images.change_blocks(one, 9, seed=1) == images.change_blocks(two, 9, seed=1)
     assert images.checksum(one) == images.checksum(two)
+
+
+LEAVES_A_PROCESS = """
+import subprocess
+
+def test_it():
+    subprocess.Popen(["sleep", "60"], start_new_session=True)
+"""
+
+LEAVES_A_MOUNT = """
+from tests.filesystems import MIB, mounted
+
+def test_it(tmp_path):
+    global kept
+    kept = mounted("ext4", tmp_path, 8 * MIB)
+    kept.__enter__()
+"""
+
+LEAVES_NOTHING = """
+def test_it():
+    pass
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize(
+    ("module", "complaint"),
+    [
+        (LEAVES_A_PROCESS, "process still running"),
+        (LEAVES_A_MOUNT, "still mounted"),
+        (LEAVES_NOTHING, None),
+    ],
+    ids=["process", "mount", "nothing"],
+)
+def test_what_a_run_leaves_behind_fails_it(
+    tmp_path: Path, module: str, complaint: str | None, workers: str
+) -> None:
+    require("ext4", "is left mounted")
+    (tmp_path / "test_it.py").write_text(module)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "tests.conftest", "-n", workers),
+            *("--rootdir", tmp_path, "--basetemp", tmp_path / "base", tmp_path / "test_it.py"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST")},
+    )
+    for line in re.findall(r"process still running: (\d+) sleep", done.stdout):
+        os.kill(int(line), signal.SIGKILL)
+    summary = done.stdout.splitlines()[-1]
+    if complaint is None:
+        assert done.returncode == 0, done.stdout
+        assert "error" not in summary
+    else:
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert complaint in done.stdout
+        assert "1 passed, 1 error" in summary
+    assert not mounts_below(tmp_path)
+    assert not loops_below(tmp_path)
