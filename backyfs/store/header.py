@@ -1,7 +1,7 @@
 """The 64 bytes every binary file of the store begins with (docs/format.md, section 3).
 
-The last 8 are the start of the BLAKE3 of the 56 before them: without it a flipped bit in the version
-would turn a damaged file into one "of a newer program", which nothing could heal.
+The last 8 are the start of the BLAKE3 of the 56 before them: without it a flipped bit in the
+version would turn a damaged file into one "of a newer program", which nothing could heal.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A published revision. `seq` orders revisions; `time` (UTC, start of the backup) is for people.
+    """A published revision. `seq` orders revisions; `time` (UTC, start) is for people.
 
     `verification` says how the backup was verified when it was made: full, sample or none.
     """

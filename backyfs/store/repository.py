@@ -112,7 +112,7 @@ class Repository:
 
     @property
     def store(self) -> str:
-        """ "packs" or "cow"."""
+        """Which format: packs or cow."""
         return self.identity.store
 
     # Records and states

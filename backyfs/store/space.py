@@ -1,4 +1,4 @@
-"""Free space: a backup does not start, and does not go on, into a file system that is nearly full."""
+"""Free space: a backup neither starts nor goes on into a file system that is nearly full."""
 
 from __future__ import annotations
 

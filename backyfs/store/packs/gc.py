@@ -202,8 +202,10 @@ class Collector:
         return merged.bytes
 
     def _punch(self, group: Sequence[PackUse]) -> int:
-        """No room for a copy: give the blocks of dead frames back in place. Their bytes are lost
-        to nobody, since no map reaches them."""
+        """No room for a copy: give the blocks of dead frames back in place.
+
+        No map reaches these bytes, so nobody loses them.
+        """
         self._punched = True
         for use in group:
             fd = os.open(use.pack.path, os.O_RDWR | os.O_CLOEXEC)

@@ -31,7 +31,7 @@ _RUN_BYTES_MAX = 4 << 20
 
 
 class BadFrame(Exception):
-    """A stored frame cannot be read: `bad` is the culprit, which may be a base of the wanted one."""
+    """A stored frame cannot be read: `bad` is the culprit, maybe a base of the wanted one."""
 
     def __init__(self, bad: Bad, reason: str) -> None:
         super().__init__(reason)
