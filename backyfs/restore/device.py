@@ -1,0 +1,137 @@
+"""Restoring to a block device, opened exclusively: nobody may have it mounted or in use.
+
+Holes are made to read as zeros by the cheapest call that promises it: deallocation
+(FALLOC_FL_PUNCH_HOLE, which a device without a zeroing deallocation refuses), then BLKZEROOUT,
+then written zeros. BLKDISCARD promises nothing and is not used.
+
+The first bytes go in last, so that an interrupted restore leaves no partition table and no
+superblock behind. What the device has beyond the image stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from backyfs.errors import TargetError
+from backyfs.restore.regular import HEAD_BYTES
+from backyfs.restore.target import Data, pwrite_all, pwrite_zeros, space_for
+from backyfs.store.fs import SYSTEM
+
+_BLKZEROOUT = 0x127F
+_BLKSSZGET = 0x1268
+_ZERO_BYTES_MAX = 64 << 20  # per call, so that a restore can be interrupted
+
+
+class Device:
+    """A block device as a target; `device_size` is its own size in bytes."""
+
+    in_order = False
+    holes_are_zero = False
+    head_bytes = HEAD_BYTES
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.name = str(path)
+        self._fd = _open_exclusively(path)
+        try:
+            self.device_size = os.lseek(self._fd, 0, os.SEEK_END)
+            if self.device_size < size:
+                raise TargetError(
+                    f"{path} has {self.device_size} bytes, the image {size}",
+                    hint="restore to a larger device",
+                )
+            self._sector = _sector_bytes(self._fd)
+            self._zeroing: list[Callable[[int, int], None]] = [self._punch, self._zero_out]
+            pwrite_zeros(self._fd, 0, min(HEAD_BYTES, size))
+            os.fsync(self._fd)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._open = True
+
+    def write(self, offset: int, data: Data) -> None:
+        """Write `data`; the kernel begins at once to bring it to the device."""
+        with space_for(self.name):  # a thin volume's pool may be full
+            pwrite_all(self._fd, data, offset)
+        SYSTEM.start_writeback(self._fd, offset, len(data))
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros: whole sectors by the device, the rest by writing."""
+        end = offset + length
+        first = -(-offset // self._sector) * self._sector
+        last = end // self._sector * self._sector
+        with space_for(self.name):
+            if first >= last:
+                pwrite_zeros(self._fd, offset, length)
+                return
+            pwrite_zeros(self._fd, offset, first - offset)
+            for start in range(first, last, _ZERO_BYTES_MAX):
+                self._zero_sectors(start, min(_ZERO_BYTES_MAX, last - start))
+            pwrite_zeros(self._fd, last, end - last)
+
+    def _zero_sectors(self, offset: int, length: int) -> None:
+        for method in list(self._zeroing):
+            try:
+                return method(offset, length)
+            except OSError as exc:
+                if exc.errno in (errno.ENOSPC, errno.EIO):
+                    raise
+                with contextlib.suppress(ValueError):  # another thread may have been first
+                    self._zeroing.remove(method)
+        return pwrite_zeros(self._fd, offset, length)
+
+    def _punch(self, offset: int, length: int) -> None:
+        SYSTEM.punch(self._fd, offset, length, self.name)
+
+    def _zero_out(self, offset: int, length: int) -> None:
+        fcntl.ioctl(self._fd, _BLKZEROOUT, struct.pack("QQ", offset, length))
+
+    def settle(self) -> None:
+        """Flush the device."""
+        with space_for(self.name):
+            os.fsync(self._fd)
+
+    def finish(self) -> None:
+        """Flush the device and give it back."""
+        self.settle()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Give the device back; without its first bytes it shows no partitions."""
+        if self._open:
+            self._open = False
+            os.close(self._fd)
+
+
+def _open_exclusively(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as exc:
+        if exc.errno != errno.EBUSY:
+            raise
+        raise TargetError(
+            f"{path} is in use: mounted, swap, or part of LVM, RAID or another device",
+            hint="see what uses it with: lsblk",
+        ) from exc
+
+
+def _sector_bytes(fd: int) -> int:
+    """The logical block size of a device."""
+    answer = bytearray(4)
+    fcntl.ioctl(fd, _BLKSSZGET, answer)
+    return int(struct.unpack("i", answer)[0])
+
+
+def openers(path: Path) -> Iterator[int]:
+    """Process ids, other than ours, that have the device open (those we may look into)."""
+    wanted = os.path.realpath(path)
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if any(os.readlink(fd) == wanted for fd in (process / "fd").iterdir()):
+                    yield int(process.name)

@@ -1,0 +1,127 @@
+"""Choosing and opening a target by what its name leads to, with every reason not to."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from backyfs.errors import TargetError, UsageError
+from backyfs.restore.device import Device, openers
+from backyfs.restore.regular import ExistingFile, NewFile
+from backyfs.restore.stream import Stream
+from backyfs.restore.target import Target
+
+_PROBE_BYTES = 1 << 20
+
+
+def holds_data(where: str) -> bool:
+    """Whether a restore to `where` would overwrite something: a file or device not all zero.
+
+    Of a device the first and the last MiB are looked at.
+    """
+    mode = _mode(where)
+    if mode is None or not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        return False
+    with open(where, "rb", buffering=0) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if stat.S_ISREG(mode):
+            return size > 0
+        return any(_probe(stream.fileno(), at) for at in {0, max(0, size - _PROBE_BYTES)})
+
+
+def _probe(fd: int, offset: int) -> bool:
+    return os.pread(fd, _PROBE_BYTES, offset).strip(b"\0") != b""
+
+
+@contextlib.contextmanager
+def opened(where: str, size: int, *, store: Path, force: bool = False) -> Iterator[Target]:
+    """The target at `where` for an image of `size` bytes; abandoned when left unfinished.
+
+    "-" is stdout. Existing data is overwritten (see `holds_data`), but never while somebody
+    writes to it: `force` overrides that for devices only. `store` is the repository, which is
+    no place to restore to. TargetError, UsageError, OSError.
+    """
+    target = _open(where, size, store, force)
+    try:
+        yield target
+    finally:
+        target.abandon()
+
+
+def _open(where: str, size: int, store: Path, force: bool) -> Target:
+    if where == "-":
+        return _stdout()
+    path = Path(os.path.realpath(where))
+    if path.is_relative_to(store.resolve()):
+        raise TargetError(f"{where} lies in the repository", hint="restore to another place")
+    mode = _mode(where)
+    if mode is None:
+        return _new(path, size)
+    if stat.S_ISDIR(mode):
+        raise TargetError(f"{where} is a directory", hint=f"name a file, such as {where}/disk.img")
+    if stat.S_ISREG(mode):
+        _refuse_while_written(path)
+        return ExistingFile(path, size)
+    if stat.S_ISBLK(mode):
+        _refuse_while_open(path, force)
+        return Device(path, size)
+    return Stream(_refuse_terminal(os.open(path, os.O_WRONLY | os.O_CLOEXEC)), where)
+
+
+def _stdout() -> Stream:
+    return Stream(_refuse_terminal(1), "stdout", owned=False)
+
+
+def _refuse_terminal(fd: int) -> int:
+    if os.isatty(fd):
+        raise UsageError(
+            "a disk image is not for a terminal", hint="redirect stdout, or name a file"
+        )
+    return fd
+
+
+def _mode(where: str) -> int | None:
+    try:
+        return os.stat(where).st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _new(path: Path, size: int) -> NewFile:
+    if not path.parent.is_dir():
+        raise TargetError(f"no directory {path.parent}", hint="make it, or restore elsewhere")
+    return NewFile(path, size)
+
+
+def _refuse_while_written(path: Path) -> None:
+    """TargetError while anybody has the file open for writing: a running VM, a loop device.
+
+    The kernel grants a read lease only when there is no writer.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as exc:
+        if exc.errno == errno.EAGAIN:
+            raise TargetError(
+                f"{path} is open for writing elsewhere (a running VM, a loop device?)",
+                hint=f"see who has it with: fuser -v {path}; losetup -j {path}",
+            ) from exc
+        # The file system knows no leases, or the file is another user's: we cannot tell.
+    finally:
+        os.close(fd)
+
+
+def _refuse_while_open(path: Path, force: bool) -> None:
+    pids = [] if force else sorted(openers(path))
+    if pids:
+        raise TargetError(
+            f"{path} is open in process {', '.join(map(str, pids))}",
+            hint="end it (a running VM?), or give --force",
+        )

@@ -1,0 +1,111 @@
+"""Restoring to regular files, sparse: holes of the image stay holes of the file.
+
+A new file is written under a temporary name beside it and renamed when it is complete and
+durable. An existing one keeps its inode (owner, mode, hard links, what a configuration points
+at): it is emptied, filled with its first bytes last, and emptied again when the restore fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from backyfs.restore.target import Data, pwrite_all, space_for
+from backyfs.store.fs import SYSTEM
+
+PARTIAL_SUFFIX = ".partial"
+HEAD_BYTES = 2 << 20
+"""What of an existing file or device is written last: partition tables and superblocks."""
+
+_MODE = 0o600  # a disk holds its VM's secrets: its owner decides who else may read it
+
+
+class _Regular:
+    """Writing into a regular file that begins empty."""
+
+    in_order = False
+    holes_are_zero = True
+    head_bytes = 0
+
+    def __init__(self, fd: int, path: Path, size: int) -> None:
+        self.name = str(path)
+        self._fd = fd
+        self._path = path
+        self._size = size
+        self._open = True
+
+    def write(self, offset: int, data: Data) -> None:
+        """Write `data`; the kernel begins at once to bring it to the medium."""
+        with space_for(self.name):
+            pwrite_all(self._fd, data, offset)
+        # Without this nothing is written before `finish`, which then waits for all of it.
+        SYSTEM.start_writeback(self._fd, offset, len(data))
+
+    def zero(self, offset: int, length: int) -> None:
+        """Nothing to do: what is not written is a hole."""
+
+    def settle(self) -> None:
+        """Flush the file's data."""
+        with space_for(self.name):
+            os.fdatasync(self._fd)
+
+    def _complete(self) -> None:
+        with space_for(self.name):
+            os.ftruncate(self._fd, self._size)
+            os.fsync(self._fd)
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self._fd)
+
+
+class NewFile(_Regular):
+    """A file that does not exist before the restore is complete."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        super().__init__(os.open(self._partial, flags, _MODE), path, size)
+
+    def finish(self) -> None:
+        """Make the file durable, then give it its name."""
+        self._complete()
+        os.rename(self._partial, self._path)
+        SYSTEM.sync_dir(self._path.parent)
+        self._close()
+
+    def abandon(self) -> None:
+        """Remove the unfinished file."""
+        if self._open:
+            self._close()
+            with contextlib.suppress(OSError):
+                os.unlink(self._partial)
+
+
+class ExistingFile(_Regular):
+    """A file that is overwritten; opening the target empties it."""
+
+    head_bytes = HEAD_BYTES
+
+    def __init__(self, path: Path, size: int) -> None:
+        super().__init__(os.open(path, os.O_RDWR | os.O_CLOEXEC), path, size)
+        try:
+            os.ftruncate(self._fd, 0)
+        except BaseException:
+            self._close()
+            raise
+
+    def finish(self) -> None:
+        """Make the file complete and durable."""
+        self._complete()
+        self._close()
+
+    def abandon(self) -> None:
+        """Leave an empty file: half a disk must not pass for a whole one."""
+        if self._open:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, 0)
+            self._close()

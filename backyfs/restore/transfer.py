@@ -1,0 +1,212 @@
+"""Moving an image's bytes into a target: threads read and decode, batches stay bounded.
+
+At most AHEAD batches of at most BATCH bytes are in memory. Random-access targets are written by
+the reading threads in any order; a stream is written by the caller's thread, so that a signal
+can end a write that blocks. All threads are joined before a call returns or raises.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TypeVar
+
+from backyfs.errors import Corrupt
+from backyfs.model import FRAME, Extent, gaps, merged
+from backyfs.restore.target import Target
+from backyfs.store.contract import Image, StoredImage
+
+BATCH = 2 << 20
+"""Bytes of image one task covers."""
+
+THREADS = 2
+_AHEAD = 6
+_HOLE_BYTES_MAX = 1 << 30  # one task's worth of zeroing
+
+T = TypeVar("T")
+R = TypeVar("R")
+Advance = Callable[[int], None]
+Batch = tuple[Extent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a restore did: bytes of the disk, bytes read from the store, what was zero-filled."""
+
+    size: int
+    data: int
+    bad: tuple[Extent, ...]
+
+
+def _ignore(count: int) -> None:
+    """Progress nobody looks at."""
+
+
+def restore(
+    image: Image,
+    target: Target,
+    *,
+    salvage: bool = False,
+    threads: int = THREADS,
+    advance: Advance = _ignore,
+) -> Report:
+    """Write all of `image` to `target` and finish it. Corrupt, NoSpace, OSError.
+
+    With `salvage` damaged frames become zeros and are listed in the report. `advance` is told
+    the bytes of data done since the last call, in the caller's thread.
+    """
+    reader = _Reader(image, salvage)
+    if target.in_order:
+        _pour(reader, target, threads, advance)
+    else:
+        _scatter(reader, target, threads, advance)
+    target.finish()
+    data = sum(extent.length for extent in image.extents())
+    return Report(image.size, data, tuple(merged(reader.bad)))
+
+
+def damaged(
+    image: StoredImage, *, threads: int = THREADS, advance: Advance = _ignore
+) -> list[Extent]:
+    """Read everything; the extents (whole frames, clipped to the size) that cannot be read."""
+    bad: list[Extent] = []
+
+    def check(batch: Batch) -> int:
+        for extent in batch:
+            first = extent.offset // FRAME
+            count = -(-extent.end // FRAME) - first
+            bad.extend(_frame(number, image.size) for number in image.check(first, count))
+        return _length(batch)
+
+    with closing(_in_order(check, batches(image.extents()), threads)) as done:
+        for count in done:
+            advance(count)
+    return list(merged(bad))
+
+
+def batches(extents: Iterable[Extent]) -> Iterator[Batch]:
+    """Sorted extents cut at multiples of BATCH; those of one such window form a batch."""
+    window: list[Extent] = []
+    for extent in extents:
+        offset = extent.offset
+        while offset < extent.end:
+            if window and offset // BATCH != window[0].offset // BATCH:
+                yield tuple(window)
+                window.clear()
+            end = min(extent.end, (offset // BATCH + 1) * BATCH)
+            window.append(Extent(offset, end - offset))
+            offset = end
+    if window:
+        yield tuple(window)
+
+
+class _Reader:
+    """Reads extents; with `salvage` what is damaged becomes zeros and is remembered in `bad`."""
+
+    def __init__(self, image: Image, salvage: bool) -> None:
+        self.image = image
+        self.bad: list[Extent] = []
+        self._salvage = salvage
+
+    def read(self, extent: Extent) -> bytes:
+        try:
+            return self.image.read(extent.offset, extent.length)
+        except Corrupt:
+            if not self._salvage:
+                raise
+        return b"".join(self._read_frame(part) for part in _frames(extent))
+
+    def _read_frame(self, extent: Extent) -> bytes:
+        try:
+            return self.image.read(extent.offset, extent.length)
+        except Corrupt:
+            self.bad.append(extent)
+            return bytes(extent.length)
+
+
+def _pour(reader: _Reader, target: Target, threads: int, advance: Advance) -> None:
+    def read(batch: Batch) -> list[tuple[int, bytes]]:
+        return [(extent.offset, reader.read(extent)) for extent in batch]
+
+    position = 0
+    with closing(_in_order(read, batches(reader.image.extents()), threads)) as results:
+        for pieces in results:
+            for offset, data in pieces:
+                if offset > position:
+                    target.zero(position, offset - position)
+                target.write(offset, data)
+                position = offset + len(data)
+                advance(len(data))
+    if position < reader.image.size:
+        target.zero(position, reader.image.size - position)
+
+
+def _scatter(reader: _Reader, target: Target, threads: int, advance: Advance) -> None:
+    def copy(batch: Batch) -> int:
+        for extent in batch:
+            target.write(extent.offset, reader.read(extent))
+        return _length(batch)
+
+    def blank(extent: Extent) -> int:
+        target.zero(extent.offset, extent.length)
+        return 0
+
+    image, head = reader.image, target.head_bytes
+    if not target.holes_are_zero:
+        _run(blank, _pieces(gaps(image.extents(), image.size)), threads, advance)
+    later = (batch for batch in batches(image.extents()) if batch[0].offset >= head)
+    _run(copy, later, threads, advance)
+    if head:
+        target.settle()
+        first = (e for e in image.extents() if e.offset < head)
+        _run(copy, (b for b in batches(first) if b[0].offset < head), threads, advance)
+
+
+def _run(function: Callable[[T], int], items: Iterable[T], threads: int, advance: Advance) -> None:
+    with closing(_in_order(function, items, threads)) as results:
+        for count in results:
+            advance(count)
+
+
+def _in_order(
+    function: Callable[[T], R], items: Iterable[T], threads: int
+) -> Iterator[R]:  # a generator: close it
+    """`function` of each item, computed by `threads` threads, given back in the items' order."""
+    pending: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads, "restore") as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) >= _AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _frames(extent: Extent) -> Iterator[Extent]:
+    """An extent cut at frame borders."""
+    offset = extent.offset
+    while offset < extent.end:
+        end = min(extent.end, (offset // FRAME + 1) * FRAME)
+        yield Extent(offset, end - offset)
+        offset = end
+
+
+def _frame(number: int, size: int) -> Extent:
+    return Extent(number * FRAME, min(FRAME, size - number * FRAME))
+
+
+def _pieces(extents: Iterable[Extent]) -> Iterator[Extent]:
+    for extent in extents:
+        for offset in range(extent.offset, extent.end, _HOLE_BYTES_MAX):
+            yield Extent(offset, min(_HOLE_BYTES_MAX, extent.end - offset))
+
+
+def _length(extents: Sequence[Extent]) -> int:
+    return sum(extent.length for extent in extents)
