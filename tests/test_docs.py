@@ -8,6 +8,8 @@ and are compared by their form only. A comment `# exits 12` behind a command is 
 
 For the sandbox alone, HTML comments: `<!-- run: … -->` holds shell commands that are run unseen,
 `<!-- needs: fuse -->` names parts, `<!-- not run -->` before a block leaves it out.
+
+    python -m tests.test_docs FILE...       puts the real output into the documents
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -147,7 +150,7 @@ def _run(commands: list[Command], sandbox: Path) -> list[tuple[int, list[str]]]:
     )
     results = []
     output: list[str] = []
-    for line in done.stdout.replace(str(sandbox), "").splitlines():
+    for line in done.stdout.replace(str(sandbox), "").split("\n"):
         if line.startswith(_MARK):
             while output and not output[-1].strip():
                 output.pop()
@@ -158,6 +161,16 @@ def _run(commands: list[Command], sandbox: Path) -> list[tuple[int, list[str]]]:
     return results
 
 
+def _run_in_sandbox(commands: list[Command], sandbox: Path) -> list[tuple[int, list[str]]]:
+    for directory in ("srv", "mnt", "var/lib"):
+        (sandbox / directory).mkdir(parents=True)
+    try:
+        return _run(commands, sandbox)
+    finally:
+        for mountpoint in mounts_below(sandbox):
+            unmount(mountpoint)
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 @pytest.mark.timeout(300)
 def test_the_commands_of_a_document(name: str, tmp_path: Path) -> None:
@@ -165,13 +178,7 @@ def test_the_commands_of_a_document(name: str, tmp_path: Path) -> None:
     for part in re.findall(r"<!-- needs: (\S+) -->", document):
         require(part, f"{name} shows it")
     commands = list(_commands(document))
-    for directory in ("srv", "mnt", "var/lib"):
-        (tmp_path / directory).mkdir(parents=True)
-    try:
-        results = _run(commands, tmp_path)
-    finally:
-        for mountpoint in mounts_below(tmp_path):
-            unmount(mountpoint)
+    results = _run_in_sandbox(commands, tmp_path)
     for command, result in zip_longest(commands, results):
         assert command is not None
         assert result is not None, f"{name}:{command.line}: the shell ended here"
@@ -190,3 +197,30 @@ def test_the_commands_of_a_document(name: str, tmp_path: Path) -> None:
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def _rewritten(document: str, sandbox: Path) -> str:
+    """The document with the output that its commands really have (except where it has a `…`)."""
+    commands = list(_commands(document))
+    results = _run_in_sandbox(commands, sandbox)
+    lines: list[str | None] = list(document.splitlines())
+    for command, (code, output) in zip(commands, results, strict=True):
+        if code != command.exits:
+            print(f"line {command.line}: {command.text}: exits {code}\n", *output, sep="\n")
+        if command.output is None or "…" in command.output:
+            continue
+        last = command.line - 1 + command.text.count("\n")
+        lines[last + 1 : last + 1 + len(command.output)] = [None] * len(command.output)
+        lines[last] = "\n".join([lines[last] or "", *output])
+    return "\n".join(line for line in lines if line is not None) + "\n"
+
+
+def main() -> None:
+    """Rewrite the documents named on the command line."""
+    for path in map(Path, sys.argv[1:]):
+        with tempfile.TemporaryDirectory() as sandbox:
+            path.write_text(_rewritten(path.read_text(), Path(sandbox)))
+
+
+if __name__ == "__main__":
+    main()
