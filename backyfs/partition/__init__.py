@@ -1,0 +1,11 @@
+"""Reads partition tables: GPT and MBR, from the bytes of an image, which nobody vouches for.
+
+Invariants, whatever the bytes: no exception, no partition outside of the disk, no two that
+overlap, bounded work. A table that is damaged or lies yields no partitions and a reason: a slice
+of the wrong bytes would be worse than none.
+"""
+
+from backyfs.partition.filesystem import recognise
+from backyfs.partition.table import Table, parse
+
+__all__ = ["Table", "parse", "recognise"]
