@@ -1,0 +1,293 @@
+"""The tree as FUSE requests: translates, and nothing else.
+
+Who runs where (docs/mount.md): all handlers are tasks of one trio thread. What is at hand is
+answered there; input and output happen in worker threads, one hop per request. State (`_files`,
+`_listings`) belongs to the trio thread: between two awaits nothing else changes it.
+
+Invariant: nothing but FUSEError leaves a handler, for any other exception would end the mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
+
+from backyfs.errors import BackyfsError, Corrupt
+from backyfs.model import Extent
+from backyfs.reader.cache import ReadAhead
+from backyfs.reader.images import ReadableImage
+from backyfs.reader.tree import Kind, Node, NoEntry, Opened, Tree
+from backyfs.store.contract import Buffer
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LASTING_S = 86400.0
+"""How long the kernel may keep what never changes."""
+FLEETING_S = 1.0
+"""How long it may keep what changes when revisions come and go; with the catalog's half second,
+a change shows within two seconds."""
+
+INLINE_BYTES_MAX = 128 * 1024
+"""Up to this much is decoded in the trio thread: a thread hop would take longer."""
+_QUICK_S = 0.002
+"""Small reads slower than this (a cold disk) must not happen in the trio thread."""
+READ_AHEAD_BYTES = 4 << 20
+_READERS = 4
+_CATALOG_READERS = 2
+_PASSED_ON = {errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.ESTALE}
+_REMEMBERED_ERRORS = 1024
+
+_MODES = {
+    Kind.DIRECTORY: stat.S_IFDIR | 0o555,
+    Kind.FILE: stat.S_IFREG | 0o444,
+    Kind.LINK: stat.S_IFLNK | 0o777,
+}
+
+
+def _guarded(
+    handler: Callable[Concatenate[Handlers, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Handlers, P], Coroutine[Any, Any, T]]:
+    """A handler whose every failure becomes an errno for the one who asked."""
+
+    @functools.wraps(handler)
+    async def guarded(self: Handlers, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except Exception as exc:
+            raise FUSEError(self.errno_of(exc, handler.__name__)) from exc
+
+    return guarded
+
+
+@dataclass(slots=True)
+class _File:
+    """An open file; `users` counts the handle itself and the work under way for it."""
+
+    opened: Opened
+    ahead: ReadAhead
+    users: int = 1
+
+    def release(self) -> None:
+        """One user less; the last gives the image back."""
+        self.users -= 1
+        if not self.users:
+            self.opened.close()
+
+
+class Handlers(pyfuse3.Operations):
+    """The requests of one mount. `nursery` must be set before the first one: it runs the
+    read-ahead and ends with the mount.
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    nursery: trio.Nursery
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__()
+        self._tree = tree
+        self._files: dict[int, _File] = {}
+        self._listings: dict[int, list[tuple[str, Node]]] = {}
+        self._numbers = itertools.count(1)
+        self._pace_s = 0.0
+        self._reported: dict[str, None] = {}
+        self._readers = trio.CapacityLimiter(_READERS)
+        self._ahead = trio.CapacityLimiter(1)
+        self._catalog = trio.CapacityLimiter(_CATALOG_READERS)
+        self._owner = (os.getuid(), os.getgid())
+
+    # Names and attributes
+
+    @_guarded
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._attributes(await self._ask(self._tree.child, parent_inode, os.fsdecode(name)))
+
+    @_guarded
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        try:
+            return self._attributes(await self._ask(self._tree.node, inode))
+        except NoEntry:
+            # Removed, but still open somewhere: an open file keeps working.
+            for file in self._files.values():
+                if file.opened.node.inode == inode:
+                    return self._attributes(file.opened.node)
+            raise
+
+    @_guarded
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        node = await self._ask(self._tree.node, inode)
+        if node.kind is not Kind.LINK:
+            raise FUSEError(errno.EINVAL)
+        return os.fsencode(node.target)
+
+    @_guarded
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        # One listing per open directory: it stays as it was while it is read in parts.
+        listing = await self._ask(self._tree.children, inode)
+        number = next(self._numbers)
+        self._listings[number] = listing
+        return number
+
+    @_guarded
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        listing = self._listings[fh]
+        for index in range(start_id, len(listing)):
+            name, node = listing[index]
+            if not pyfuse3.readdir_reply(
+                token, os.fsencode(name), self._attributes(node), index + 1
+            ):
+                return
+
+    @_guarded
+    async def releasedir(self, fh: int) -> None:
+        del self._listings[fh]
+
+    @_guarded
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        base = self._tree.catalog.base
+        found = await trio.to_thread.run_sync(os.statvfs, base, limiter=self._catalog)
+        answer = StatvfsData()
+        for name in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail"):
+            setattr(answer, f"f_{name}", getattr(found, f"f_{name}"))
+        answer.f_namemax = 255
+        return answer
+
+    async def _ask(self, question: Callable[..., T], *args: object) -> T:
+        """The tree's answer: at once if it is at hand, else from a thread."""
+        try:
+            return question(*args, wait=False)
+        except BlockingIOError:
+            return await trio.to_thread.run_sync(question, *args, limiter=self._catalog)
+
+    def _attributes(self, node: Node) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = node.inode
+        entry.st_mode = _MODES[node.kind]
+        entry.st_nlink = 1
+        entry.st_uid, entry.st_gid = self._owner
+        entry.st_size = node.size
+        entry.st_blocks = -(-node.data // 512)
+        entry.st_blksize = 65536
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = node.mtime_ns
+        entry.attr_timeout = LASTING_S if node.lasts else FLEETING_S
+        entry.entry_timeout = LASTING_S if node.name_lasts else FLEETING_S
+        return entry
+
+    # Files
+
+    @_guarded
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise FUSEError(errno.EROFS)
+        opened = await trio.to_thread.run_sync(self._tree.open, inode, limiter=self._readers)
+        number = next(self._numbers)
+        self._files[number] = _File(opened, ReadAhead(opened.node.size, READ_AHEAD_BYTES))
+        return FileInfo(fh=number, keep_cache=opened.node.lasts)
+
+    @_guarded
+    async def release(self, fh: int) -> None:
+        self._files.pop(fh).release()
+
+    @_guarded
+    async def read(  # type: ignore[override]  # any buffer will do
+        self, fh: int, off: int, size: int
+    ) -> Buffer:
+        file = self._files[fh]
+        image = file.opened.image
+        length = min(size, image.size - off)
+        if length <= 0:
+            return b""
+        data = image.try_read(off, length)
+        if data is None:
+            data = await self._decoded(file, off, length)
+        ahead = file.ahead.after(off, length)
+        if ahead is not None and self._ahead.available_tokens > 0:
+            file.users += 1
+            self.nursery.start_soon(self._prefetch, file, ahead)
+        return data
+
+    async def _decoded(self, file: _File, offset: int, length: int) -> Buffer:
+        image = file.opened.image
+        if length <= INLINE_BYTES_MAX and self._pace_s < _QUICK_S:
+            data = self._timed(image.read_unless_reserved, offset, length)
+            if data is not None:
+                return data
+        file.users += 1
+        try:
+            return await trio.to_thread.run_sync(
+                self._in_thread, image, offset, length, limiter=self._readers
+            )
+        finally:
+            file.release()
+
+    def _in_thread(self, image: ReadableImage, offset: int, length: int) -> Buffer:
+        if length > INLINE_BYTES_MAX:
+            return image.read(offset, length)
+        return self._timed(image.read, offset, length)
+
+    def _timed(self, read: Callable[[int, int], T], offset: int, length: int) -> T:
+        """Read, and learn how quick small reads are at present."""
+        start = time.perf_counter()
+        try:
+            return read(offset, length)
+        finally:
+            self._pace_s += (time.perf_counter() - start - self._pace_s) / 8
+
+    async def _prefetch(self, file: _File, extent: Extent) -> None:
+        try:
+            await trio.to_thread.run_sync(file.opened.image.prefetch, extent, limiter=self._ahead)
+        except Exception as exc:  # the read that needs it will say so
+            log.debug("read-ahead failed", {"why": exc})
+        finally:
+            file.release()
+
+    # The end
+
+    def close(self) -> None:
+        """Give back what is still open; after the last handler ended."""
+        for file in self._files.values():
+            file.opened.close()
+        self._files.clear()
+
+    def errno_of(self, exc: Exception, operation: str) -> int:
+        """The errno for a failure; logs what an operator should know, damage once per place."""
+        if isinstance(exc, NoEntry):
+            return errno.ENOENT
+        if isinstance(exc, MemoryError):
+            return errno.ENOMEM
+        if isinstance(exc, OSError) and exc.errno in _PASSED_ON:
+            log.warning("request failed", {"request": operation, "why": exc})
+            return exc.errno
+        if not isinstance(exc, BackyfsError | OSError):
+            log.error("request failed: a bug", {"request": operation}, exc_info=exc)
+        elif self._is_news(str(exc)):
+            level = logging.ERROR if isinstance(exc, Corrupt) else logging.WARNING
+            log.log(level, "request failed", {"request": operation, "why": exc})
+        return errno.EIO
+
+    def _is_news(self, message: str) -> bool:
+        if message in self._reported:
+            return False
+        self._reported[message] = None
+        if len(self._reported) > _REMEMBERED_ERRORS:
+            del self._reported[next(iter(self._reported))]
+        return True

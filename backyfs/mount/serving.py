@@ -1,0 +1,186 @@
+"""One mount being served: FUSE session, trio loop, signals, house-keeping; then its clean end.
+
+Runs in a process of its own (or the command's, in the foreground) and ends when the tree is
+unmounted or SIGTERM or SIGINT arrive; either way nothing stays mounted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from backyfs.errors import TargetError
+from backyfs.mount.handlers import Handlers
+from backyfs.mount.mountpoint import FSTYPE, beacon, mounted_at
+from backyfs.reader.cache import CACHE_BYTES_MAX, FrameCache
+from backyfs.reader.catalog import Catalog
+from backyfs.reader.images import OpenImages
+from backyfs.reader.tree import Tree
+
+log = logging.getLogger(__name__)
+
+_NAME = FSTYPE.removeprefix("fuse.")
+_READ_AHEAD_KIB = 1024
+"""The largest read request the kernel makes is 1 MiB: more read-ahead gains nothing."""
+_ANSWER_S = 20.0
+_SWEEP_S = 1.0
+_M_ARENA_MAX = -8
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to mount where. `base` and `mountpoint` are absolute; `cache_bytes` bounds decoded
+    frames in memory; `allow_other` lets other users in, to all of it.
+    """
+
+    base: Path
+    mountpoint: Path
+    allow_other: bool = False
+    cache_bytes: int = CACHE_BYTES_MAX
+
+
+def serve(options: Options, ready: Callable[[], None]) -> None:
+    """Mount and serve until the end; `ready` is called once the tree answers. TargetError."""
+    _bound_resources()
+    logging.getLogger("pyfuse3").setLevel(logging.CRITICAL)  # else a word per interrupted request
+    images = OpenImages(FrameCache(options.cache_bytes))
+    handlers = Handlers(Tree(Catalog(options.base), images))
+    _mount(handlers, options)
+    try:
+        trio.run(_serve, options, handlers, images, ready)
+    finally:
+        images.close()
+    log.info("unmounted", {"mountpoint": options.mountpoint})
+
+
+def _bound_resources() -> None:
+    """Let the process use all descriptors it may have, and keep its memory together."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # Freed frames go back to few heaps; with one per thread they would pile up.
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+
+
+async def _serve(
+    options: Options, handlers: Handlers, images: OpenImages, ready: Callable[[], None]
+) -> None:
+    try:
+        async with trio.open_nursery() as nursery:
+            handlers.nursery = nursery
+            await nursery.start(_end_on_signal)
+            nursery.start_soon(_sweep, images)
+            nursery.start_soon(_announce, options, ready)
+            with _beacon(options.mountpoint):
+                await pyfuse3.main()
+            nursery.cancel_scope.cancel()
+    finally:
+        pyfuse3.close(unmount=True)
+        handlers.close()
+
+
+def _mount(handlers: Handlers, options: Options) -> None:
+    names = {"ro", "nosuid", "nodev", "default_permissions", "auto_unmount"}
+    names |= {f"fsname={_NAME}", f"subtype={_NAME}"}
+    if options.allow_other:
+        names.add("allow_other")
+    with tempfile.TemporaryFile() as said:
+        try:
+            with _stderr_into(said.fileno()):
+                pyfuse3.init(handlers, str(options.mountpoint), names)
+        except RuntimeError as exc:
+            said.seek(0)
+            why = "; ".join(said.read(4096).decode(errors="replace").splitlines()) or str(exc)
+            raise TargetError(
+                f"cannot mount on {options.mountpoint}: {why}", hint=_remedy(why)
+            ) from exc
+
+
+def _remedy(why: str) -> str:
+    if "user_allow_other" in why:
+        return "root must write user_allow_other into /etc/fuse.conf"
+    if "/dev/fuse" in why:
+        return "load the module fuse, and see who may open /dev/fuse"
+    return "see what this host can do: backyfs doctor"
+
+
+@contextlib.contextmanager
+def _stderr_into(fd: int) -> Iterator[None]:
+    """What libfuse and fusermount3 say meanwhile goes to `fd`."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    os.dup2(fd, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+@contextlib.contextmanager
+def _beacon(mountpoint: Path) -> Iterator[None]:
+    mount = mounted_at(mountpoint)
+    if mount is None:  # somebody unmounted it at once
+        yield
+        return
+    if os.geteuid() == 0:
+        _set_read_ahead(mount.device)
+    with beacon(mount.device):
+        yield
+
+
+def _set_read_ahead(device: str) -> None:
+    """Have the kernel ask for 1 MiB at a time; only root may say so."""
+    with contextlib.suppress(OSError):
+        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(_READ_AHEAD_KIB))
+
+
+async def _announce(options: Options, ready: Callable[[], None]) -> None:
+    """Say so when the tree answers; ask in a thread, for the loop itself gives the answer."""
+    with trio.move_on_after(_ANSWER_S) as patience:
+        await trio.to_thread.run_sync(os.stat, options.mountpoint, abandon_on_cancel=True)
+        log.info("mounted", {"base": options.base, "mountpoint": options.mountpoint})
+        ready()
+        _notify_systemd()
+    if patience.cancelled_caught:
+        log.error("the tree does not answer", {"mountpoint": options.mountpoint})
+        pyfuse3.terminate()
+
+
+def _notify_systemd() -> None:
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
+        ):
+            notify.sendto(b"READY=1", "\0" + address[1:] if address[0] == "@" else address)
+
+
+async def _end_on_signal(
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("stopped by a signal", {"signal": signal.Signals(number).name})
+            pyfuse3.terminate()
+
+
+async def _sweep(images: OpenImages) -> None:
+    while True:
+        await trio.sleep(_SWEEP_S)
+        await trio.to_thread.run_sync(images.sweep)

@@ -1,0 +1,295 @@
+"""Decoded frames, kept for all open images of the process and bounded in bytes.
+
+A block is what one read of the store decoded: a few consecutive frames. Blocks are found by the
+disk's digest, so equal disks (an unchanged one in the next revision, a re-opened one) share them.
+
+Invariants: a frame is decoded by one thread at a time, however many want it; the thread that
+reserved a frame decodes it itself and gives the reservation back whatever happens, before it waits
+for frames of others: so no two threads ever wait for each other; cached bytes never exceed
+`bytes_max`.
+
+Synchronous and safe from many threads; knows no trio.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from backyfs.errors import Corrupt
+from backyfs.model import FRAME, Extent
+from backyfs.store.contract import Image
+
+CACHE_BYTES_MAX = 64 << 20
+_BLOCK_FRAMES_MAX = 16
+"""1 MiB: what the kernel asks for at once; more would only raise the peak of memory."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Decoded bytes of consecutive frames from number `first`; the last one may be partial."""
+
+    disk: str
+    first: int
+    data: bytes
+
+    @property
+    def frames(self) -> range:
+        """The numbers of its frames."""
+        return range(self.first, self.first - (-len(self.data) // FRAME))
+
+
+class FrameCache:
+    """An LRU of blocks. Frames are named by (digest of the disk, number)."""
+
+    def __init__(self, bytes_max: int = CACHE_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._blocks: OrderedDict[Block, None] = OrderedDict()
+        self._index: dict[tuple[str, int], Block] = {}
+        self._reserved: set[tuple[str, int]] = set()
+        self._changed = threading.Condition(threading.Lock())
+        self._waiters = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all blocks."""
+        return self._bytes
+
+    def found(self, disk: str, frames: range) -> list[Block] | None:
+        """The blocks that hold all of `frames`, in order; None if a frame is not there."""
+        with self._changed:
+            blocks: list[Block] = []
+            for frame in frames:
+                block = self._index.get((disk, frame))
+                if block is None:
+                    return None
+                if not blocks or blocks[-1] is not block:
+                    self._blocks.move_to_end(block)
+                    blocks.append(block)
+            return blocks
+
+    def reserve(self, disk: str, frames: range, have: dict[int, Block]) -> list[int]:
+        """Add what is there to `have`; reserve for the caller, and return, what nobody decodes."""
+        mine: list[int] = []
+        with self._changed:
+            for frame in frames:
+                if frame in have:
+                    continue
+                key = (disk, frame)
+                block = self._index.get(key)
+                if block is not None:
+                    self._blocks.move_to_end(block)
+                    have[frame] = block
+                elif key not in self._reserved:
+                    self._reserved.add(key)
+                    mine.append(frame)
+        return mine
+
+    def put(self, block: Block) -> None:
+        """Keep a block; the reservation of its frames stays until it is given back."""
+        with self._changed:
+            for frame in block.frames:
+                self._index[block.disk, frame] = block
+            self._blocks[block] = None
+            self._bytes += len(block.data)
+            while self._bytes > self._bytes_max:
+                self._drop(self._blocks.popitem(last=False)[0])
+
+    def _drop(self, block: Block) -> None:
+        self._bytes -= len(block.data)
+        for frame in block.frames:
+            if self._index.get((block.disk, frame)) is block:
+                del self._index[block.disk, frame]
+
+    def give_back(self, disk: str, frames: Sequence[int]) -> None:
+        """End the caller's reservations, whether decoded or not."""
+        with self._changed:
+            self._reserved.difference_update((disk, frame) for frame in frames)
+            if self._waiters:
+                self._changed.notify_all()
+
+    def wait(self, disk: str, frames: range) -> None:
+        """Until nobody holds a reservation of any of `frames`."""
+        with self._changed:
+            self._waiters += 1
+            try:
+                self._changed.wait_for(
+                    lambda: not any((disk, frame) in self._reserved for frame in frames)
+                )
+            finally:
+                self._waiters -= 1
+
+
+class CachedImage:
+    """An image (contract.Image) whose frames are decoded once and kept. Owns no descriptor."""
+
+    def __init__(self, image: Image, digest: str, cache: FrameCache) -> None:
+        self._image, self._disk, self._cache = image, digest, cache
+        self._size = image.size
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk."""
+        return self._size
+
+    def extents(self) -> Iterator[Extent]:
+        """As the image's."""
+        return self._image.extents()
+
+    def raw_fd(self) -> int | None:
+        """None: the bytes are decoded."""
+        return None
+
+    def close(self) -> None:
+        """Close the image; its frames stay in the cache."""
+        self._image.close()
+
+    def try_read(self, offset: int, length: int) -> bytes | None:
+        """The bytes if they are cached or a hole, else None; never blocks."""
+        frames = self._frames(offset, length)
+        blocks = self._cache.found(self._disk, frames)
+        if blocks is None:
+            return self._image.try_read(offset, length)
+        return _assembled(blocks, offset, length)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes. ValueError outside the image; Corrupt when a frame is damaged."""
+        frames = self._frames(offset, length)
+        have: dict[int, Block] = {}
+        self._fill(frames, have)
+        while len(have) < len(frames):
+            self._cache.wait(self._disk, frames)
+            self._fill(frames, have)
+        return _assembled(_in_order(frames, have), offset, length)
+
+    def read_unless_reserved(self, offset: int, length: int) -> bytes | None:
+        """As `read`, but None instead of waiting for a thread that decodes the same frames."""
+        frames = self._frames(offset, length)
+        have: dict[int, Block] = {}
+        self._fill(frames, have)
+        if len(have) < len(frames):
+            return None
+        return _assembled(_in_order(frames, have), offset, length)
+
+    def prefetch(self, extent: Extent) -> None:
+        """Decode what is missing of an extent (clipped to the image) and waits for nobody.
+
+        Damage is left for the read that really wants the frame.
+        """
+        end = min(extent.end, self._size)
+        if extent.offset < end:
+            with contextlib.suppress(Corrupt):
+                self._fill(self._frames(extent.offset, end - extent.offset), {})
+
+    def _frames(self, offset: int, length: int) -> range:
+        if offset < 0 or length < 0 or offset + length > self._size:
+            raise ValueError(f"bytes {offset}+{length} lie outside the disk's {self._size}")
+        if not length:
+            return range(0)
+        return range(offset // FRAME, -(-(offset + length) // FRAME))
+
+    def _fill(self, frames: range, have: dict[int, Block]) -> None:
+        """Add to `have` what is cached, and what is not and nobody else decodes. Corrupt."""
+        mine = self._cache.reserve(self._disk, frames, have)
+        if not mine:
+            return
+        try:
+            errors = [self._decode(first, count, have) for first, count in _runs(mine)]
+        finally:
+            self._cache.give_back(self._disk, mine)
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def _decode(self, first: int, count: int, have: dict[int, Block]) -> Corrupt | None:
+        """Decode a run into `have`; an error after all good frames of the run were kept."""
+        offset = first * FRAME
+        try:
+            data = self._image.read(offset, min(count * FRAME, self._size - offset))
+        except Corrupt as exc:
+            if count == 1:
+                return exc
+            errors = [self._decode(first + index, 1, have) for index in range(count)]
+            return next((error for error in errors if error is not None), None)
+        block = Block(self._disk, first, data)
+        self._cache.put(block)
+        for frame in block.frames:
+            have[frame] = block
+        return None
+
+
+def _runs(frames: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Sorted frame numbers as (first, count) of consecutive ones, bounded in length."""
+    first = count = 0
+    for frame in frames:
+        if count and frame == first + count and count < _BLOCK_FRAMES_MAX:
+            count += 1
+            continue
+        if count:
+            yield first, count
+        first, count = frame, 1
+    if count:
+        yield first, count
+
+
+def _in_order(frames: range, have: dict[int, Block]) -> list[Block]:
+    blocks: list[Block] = []
+    for frame in frames:
+        block = have[frame]
+        if not blocks or blocks[-1] is not block:
+            blocks.append(block)
+    return blocks
+
+
+def _assembled(blocks: list[Block], offset: int, length: int) -> bytes:
+    """Bytes [offset, offset + length) of consecutive blocks; no copy when they are one block's."""
+    if not blocks:
+        return b""
+    if len(blocks) == 1:
+        start = offset - blocks[0].first * FRAME
+        return blocks[0].data[start : start + length]
+    parts: list[memoryview] = []
+    end = offset + length
+    for block in blocks:
+        base = block.first * FRAME
+        stop = min(end, base + len(block.data))
+        parts.append(memoryview(block.data)[offset - base : stop - base])
+        offset = stop
+    return b"".join(parts)
+
+
+_PROVEN = 3
+_GROUP = 1 << 20
+
+
+class ReadAhead:
+    """Tells from the reads of one handle what to decode next; one per handle, no locking.
+
+    Nothing before three reads that each began where the one before ended: a guess at a random
+    reader's next read costs it more than it can gain. Then groups of 1 MiB, at most `window`
+    bytes ahead of the reader.
+    """
+
+    def __init__(self, size: int, window: int) -> None:
+        self._size, self._window = size, window
+        self._expected = 0
+        self._sequential = 0
+        self._horizon = 0
+
+    def after(self, offset: int, length: int) -> Extent | None:
+        """What to prefetch now that `length` bytes at `offset` were asked for."""
+        self._sequential = self._sequential + 1 if offset == self._expected else 0
+        self._expected = end = offset + length
+        if self._sequential < _PROVEN:
+            self._horizon = end
+            return None
+        start = max(self._horizon, end)
+        stop = min(start + _GROUP, self._size)
+        if stop <= start or stop - end > self._window:
+            return None
+        self._horizon = stop
+        return Extent(start, stop - start)

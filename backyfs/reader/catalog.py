@@ -1,0 +1,317 @@
+"""The catalog: which VMs a base directory holds and which revisions they have, as frozen views.
+
+The base directory is either one VM's directory or a directory of many. Nothing is read before it
+is asked for: the names of VMs cost two stats each, the revisions of a VM their records, and no map
+or pack file is ever opened. What was read stays valid until its directory's time stamps change;
+they are looked at again when the last look is older than `refresh_s`.
+
+Invariants: a view never changes; a name outside the grammar of model.py is never shown; a record
+that cannot be read is logged once and left out; the number of records kept is bounded.
+
+Safe from many threads. With `wait=False` no call does input or output: it answers from what is at
+hand, or raises BlockingIOError when the caller should ask again from a thread that may block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from backyfs.errors import BackyfsError, NoRepository
+from backyfs.model import is_name, vm_name
+from backyfs.store.format import Damage
+from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, Layout
+from backyfs.store.record import Record, State
+from backyfs.store.repository import Repository, is_repository
+
+log = logging.getLogger(__name__)
+
+REFRESH_S = 0.5
+REVISIONS_MAX = 16384
+"""Records kept in memory, all VMs together (about 4 KiB each); the VM asked for always fits."""
+
+_SETTLED_NS = 2_000_000_000
+"""A directory changed less than this ago may change again without a new time stamp (NFS)."""
+
+_GONE = (FileNotFoundError, NotADirectoryError)
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """A readable revision: its record, and its state as it was when the directory was read.
+
+    `record_bytes` is the size of the record's file, `state_ns` when the state was last set (Unix
+    time; 0 = never).
+    """
+
+    record: Record
+    state: State
+    record_bytes: int
+    state_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """One VM as it was when its directory was read.
+
+    `revisions` are the readable ones by id, oldest first; `changed_ns` is when one last came, went
+    or got another state (Unix time); `quarantine_ns` when a frame of the VM was last found damaged
+    or healed (0 = no frame is known to be damaged).
+    """
+
+    name: str
+    repository: Repository
+    revisions: MappingProxyType[str, Revision]
+    changed_ns: int
+    quarantine_ns: int
+    _damage: dict[str, tuple[Damage, ...]] = field(default_factory=dict, compare=False)
+
+    @property
+    def latest(self) -> Revision | None:
+        """The revision that was published last; None without a readable one."""
+        newest = next(reversed(self.revisions), None)
+        return None if newest is None else self.revisions[newest]
+
+    def damage(self, record: Record, *, wait: bool = True) -> tuple[Damage, ...]:
+        """What is known to be damaged in a revision; computed when first asked for."""
+        if not self.quarantine_ns:
+            return ()
+        known = self._damage.get(record.id)
+        if known is None:
+            if not wait:
+                raise BlockingIOError
+            known = self._damage[record.id] = tuple(self.repository.damage_of(record))
+        return known
+
+
+@dataclass(frozen=True, slots=True)
+class _Stamp:
+    """Time stamps that change whenever a VM's records, states or known damage do.
+
+    `identity` changes when another repository takes the place of this one.
+    """
+
+    identity: tuple[int, int]
+    revisions_ns: int
+    quarantine_ns: int
+
+    @property
+    def settled(self) -> bool:
+        newest = max(self.revisions_ns, self.quarantine_ns)
+        return newest + _SETTLED_NS < time.time_ns()
+
+
+class _Entry:
+    """What the catalog remembers of one VM. `scanning` is held by the thread that reads it."""
+
+    def __init__(self) -> None:
+        self.scanning = threading.Lock()
+        self.view: Vm | None = None
+        self.stamp: _Stamp | None = None
+        self.checked = float("-inf")
+        self.unreadable: dict[str, str] = {}
+
+
+class Catalog:
+    """The VMs and revisions below `base`. NoRepository when there is no such directory."""
+
+    def __init__(
+        self,
+        base: Path,
+        *,
+        refresh_s: float = REFRESH_S,
+        revisions_max: int = REVISIONS_MAX,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not base.is_dir():
+            raise NoRepository(
+                f"no directory {base}", hint="name the base directory, or one VM's, with -b DIR"
+            )
+        self.base = base.resolve()
+        self._single = vm_name(self.base.name) if is_repository(self.base) else ""
+        self._refresh_s, self._revisions_max, self._clock = refresh_s, revisions_max, clock
+        self._lock = threading.Lock()
+        self._listing = threading.Lock()
+        self._names: Mapping[str, int] = MappingProxyType({})
+        self._listed = float("-inf")
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+
+    # The VMs
+
+    def names(self, *, wait: bool = True) -> Mapping[str, int]:
+        """Every VM's name, sorted, with the time its revisions last changed (Unix time, ns)."""
+        if self._clock() - self._listed < self._refresh_s:
+            return self._names
+        if not wait:
+            raise BlockingIOError
+        with self._listing:
+            if self._clock() - self._listed >= self._refresh_s:
+                started = self._clock()
+                self._names = MappingProxyType(dict(sorted(self._list())))
+                self._listed = started
+        return self._names
+
+    def _list(self) -> list[tuple[str, int]]:
+        if self._single:
+            return [(self._single, _changed_ns(self.base))]
+        with os.scandir(self.base) as entries:
+            names = [entry.name for entry in entries if is_name(entry.name)]
+        found = []
+        for name in names:
+            directory = self.base / name
+            if is_repository(directory):
+                found.append((name, _changed_ns(directory)))
+        return found
+
+    def _directory(self, name: str) -> Path:
+        if self._single:
+            if name == self._single:
+                return self.base
+        elif is_name(name):
+            return self.base / name
+        raise NoRepository(f"{self.base}: no VM {name!r}")
+
+    # The revisions of a VM
+
+    def vm(self, name: str, *, wait: bool = True, any_age: bool = False) -> Vm:
+        """A VM's revisions, at most `refresh_s` old (any_age: as old as they may be at hand).
+
+        Raises NoRepository when there is no such VM; Unsupported or Corrupt when it cannot be
+        read as a whole.
+        """
+        entry = self._entry(name)
+        view = entry.view
+        if view is not None and (any_age or self._fresh(entry)):
+            return view
+        if not wait:
+            raise BlockingIOError
+        with entry.scanning:
+            view = entry.view
+            if view is None or not self._fresh(entry):
+                view = self._refreshed(name, entry)
+        return view
+
+    def _fresh(self, entry: _Entry) -> bool:
+        return self._clock() - entry.checked < self._refresh_s
+
+    def _entry(self, name: str) -> _Entry:
+        with self._lock:
+            entry = self._entries.get(name)
+            if entry is None:
+                self._directory(name)  # refuses what can be no VM
+                entry = self._entries[name] = _Entry()
+            else:
+                self._entries.move_to_end(name)
+            return entry
+
+    def _refreshed(self, name: str, entry: _Entry) -> Vm:
+        started = self._clock()
+        directory = self._directory(name)
+        try:
+            stamp = _stamp(directory)
+            view = entry.view
+            if view is None or stamp != entry.stamp or not stamp.settled or entry.unreadable:
+                view = self._read(name, directory, entry, stamp)
+        except _GONE as exc:
+            self._forget(name)
+            raise NoRepository(f"{self.base}: no VM {name!r}") from exc
+        except BackyfsError:
+            self._forget(name)
+            raise
+        new = view is not entry.view
+        entry.view, entry.stamp, entry.checked = view, stamp, started
+        if new:
+            self._bound(name)
+        return view
+
+    def _read(self, name: str, directory: Path, entry: _Entry, stamp: _Stamp) -> Vm:
+        repository = _known(entry, stamp) or Repository.open(directory)
+        revisions = _revisions(repository)
+        _report(name, entry, repository)
+        bad = bool(repository.quarantine.bad())
+        return Vm(
+            name,
+            repository,
+            MappingProxyType(revisions),
+            stamp.revisions_ns,
+            stamp.quarantine_ns if bad else 0,
+        )
+
+    def _forget(self, name: str) -> None:
+        with self._lock:
+            self._entries.pop(name, None)
+
+    def _bound(self, keep: str) -> None:
+        """Drop the VMs not asked for longest, until few enough records are kept."""
+        with self._lock:
+            kept = sum(len(e.view.revisions) for e in self._entries.values() if e.view)
+            for name, entry in list(self._entries.items()):
+                if kept <= self._revisions_max:
+                    return
+                if name != keep and entry.view is not None:
+                    kept -= len(entry.view.revisions)
+                    del self._entries[name]
+
+
+def _known(entry: _Entry, stamp: _Stamp) -> Repository | None:
+    """The repository as opened before, unless another one took its place."""
+    if entry.view is None or entry.stamp is None or entry.stamp.identity != stamp.identity:
+        return None
+    return entry.view.repository
+
+
+def _changed_ns(directory: Path) -> int:
+    try:
+        return os.stat(Layout(directory).revisions).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _stamp(directory: Path) -> _Stamp:
+    layout = Layout(directory)
+    identity = os.stat(layout.identity)
+    revisions_ns = os.stat(layout.revisions).st_mtime_ns
+    try:
+        quarantine_ns = os.stat(layout.quarantine).st_mtime_ns
+    except FileNotFoundError:
+        quarantine_ns = 0
+    return _Stamp((identity.st_ino, identity.st_mtime_ns), revisions_ns, quarantine_ns)
+
+
+def _revisions(repository: Repository) -> dict[str, Revision]:
+    """The readable revisions by id, oldest first."""
+    sizes: dict[str, int] = {}
+    states: dict[str, int] = {}
+    with os.scandir(repository.layout.revisions) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                if entry.name.endswith(STATE_SUFFIX):
+                    states[entry.name.removesuffix(STATE_SUFFIX)] = entry.stat().st_mtime_ns
+                elif entry.name.endswith(RECORD_SUFFIX):
+                    sizes[entry.name.removesuffix(RECORD_SUFFIX)] = entry.stat().st_size
+    return {
+        record.id: Revision(
+            record,
+            repository.state(record) if record.id in states else State.of(record),
+            sizes[record.id],
+            states.get(record.id, 0),
+        )
+        for record in repository.revisions()
+        if record.id in sizes  # else it was published just now: the next look shows it
+    }
+
+
+def _report(name: str, entry: _Entry, repository: Repository) -> None:
+    unreadable = {i: error.message for i, error in repository.unreadable().items()}
+    for revision, message in unreadable.items():
+        if entry.unreadable.get(revision) != message:
+            log.warning("a revision is left out", {"vm": name, "id": revision, "why": message})
+    entry.unreadable = unreadable

@@ -1,0 +1,267 @@
+"""The images a process has open: shared by all who read the same disk, closed soon after.
+
+Whoever opens a disk gets a lease. The image behind it is opened once, keeps the reader's lock of
+its revision while any lease lives, and is closed `linger_s` after the last one ended: a `cp`
+followed by a `sha256sum` opens it once, a forgotten one does not hold up the removal of its
+revision. At most `images_max` are open.
+
+Synchronous and safe from many threads; `sweep` must be called about once per second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Protocol
+
+from backyfs.model import Extent
+from backyfs.reader.cache import CachedImage, FrameCache
+from backyfs.store.contract import Buffer, Image, StoredImage
+from backyfs.store.record import Record
+from backyfs.store.repository import Repository
+
+LINGER_S = 4.0
+IMAGES_MAX = 512
+
+
+class ReadableImage(Protocol):
+    """An image as readers get it: with a read that never waits for another thread."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk."""
+
+    def read(self, offset: int, length: int) -> Buffer:
+        """Exactly `length` bytes. ValueError outside the image; Corrupt, OSError."""
+
+    def try_read(self, offset: int, length: int) -> Buffer | None:
+        """The bytes when they are in memory or a hole, else None; never blocks."""
+
+    def raw_fd(self) -> int | None:
+        """A descriptor whose bytes are the image's, or None; closed with the image."""
+
+    def close(self) -> None:
+        """Close the image."""
+
+    def read_unless_reserved(self, offset: int, length: int) -> Buffer | None:
+        """As `read`; None where it would wait for a thread that decodes the same bytes."""
+
+    def prefetch(self, extent: Extent) -> None:
+        """Make a later `read` of the extent cheap; reports no damage."""
+
+
+class RawImage:
+    """An image that is a plain file (cow): the kernel's page cache is its cache."""
+
+    def __init__(self, image: Image, fd: int) -> None:
+        self._image, self._fd, self._size = image, fd, image.size
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk."""
+        return self._size
+
+    def raw_fd(self) -> int | None:
+        """The descriptor whose bytes are the image's."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close the image and its descriptor."""
+        self._image.close()
+
+    def try_read(self, offset: int, length: int) -> Buffer | None:
+        """The bytes if the page cache holds them all, else None."""
+        self._check(offset, length)
+        data = bytearray(length)
+        try:
+            count = os.preadv(self._fd, [data], offset, os.RWF_NOWAIT)
+        except OSError:  # not cached, or a file system that cannot tell
+            return None
+        return data if count == length else None
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes, from the file; an OSError is the file system's."""
+        self._check(offset, length)
+        data = os.pread(self._fd, length, offset)
+        if len(data) == length:
+            return data
+        return self._image.read(offset, length)  # names what is wrong with a file cut short
+
+    def read_unless_reserved(self, offset: int, length: int) -> bytes | None:
+        """None: a read that is not cached belongs into a thread."""
+        return None
+
+    def prefetch(self, extent: Extent) -> None:
+        """Nothing: the kernel reads ahead by itself."""
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self._size:
+            raise ValueError(f"bytes {offset}+{length} lie outside the disk's {self._size}")
+
+
+class Text:
+    """A small file's content as a readable image."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self._data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes of a range."""
+        return self._data[offset : offset + length]
+
+    try_read = read_unless_reserved = read
+
+    def raw_fd(self) -> int | None:
+        """None: there is no file."""
+        return None
+
+    def prefetch(self, extent: Extent) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def readable(image: StoredImage, digest: str, cache: FrameCache) -> ReadableImage:
+    """An image of either format with what suits it: frames cached, or the file as it is."""
+    fd = image.raw_fd()
+    return CachedImage(image, digest, cache) if fd is None else RawImage(image, fd)
+
+
+Key = tuple[str, str, str]
+
+
+class _Shared:
+    """An image and how many use it. `ready` is set once it was opened, or could not be."""
+
+    def __init__(self) -> None:
+        self.ready = threading.Event()
+        self.image: ReadableImage | None = None
+        self.users = 1
+        self.idle_since = 0.0
+
+
+class Lease:
+    """The right to read an image until `close`, which is harmless when repeated."""
+
+    def __init__(self, owner: OpenImages, key: Key, shared: _Shared, image: ReadableImage) -> None:
+        self.image = image
+        self._owner, self._key, self._shared = owner, key, shared
+        self._open = threading.Lock()
+
+    def close(self) -> None:
+        """Give the image back; never blocks."""
+        if self._open.acquire(blocking=False):
+            self._owner.release(self._key, self._shared)
+
+
+class OpenImages:
+    """All images of one process, by repository, revision and disk."""
+
+    def __init__(
+        self,
+        cache: FrameCache,
+        *,
+        linger_s: float = LINGER_S,
+        images_max: int = IMAGES_MAX,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.cache = cache
+        self._linger_s, self._images_max, self._clock = linger_s, images_max, clock
+        self._lock = threading.Lock()
+        self._table: dict[Key, _Shared] = {}
+        self._idle: OrderedDict[Key, _Shared] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def open(self, repository: Repository, record: Record, disk: str) -> Lease:
+        """A lease of a disk. NoRevision, Corrupt; OSError ENFILE when too many are open."""
+        key = (str(repository.path), record.id, disk)
+        while True:
+            shared, mine = self._join(key)
+            if mine:
+                return self._open(key, shared, repository, record, disk)
+            shared.ready.wait()
+            if shared.image is not None:
+                return Lease(self, key, shared, shared.image)
+
+    def _join(self, key: Key) -> tuple[_Shared, bool]:
+        """The entry of a key with one user more, and whether the caller must open its image."""
+        with self._lock:
+            shared = self._table.get(key)
+            if shared is not None:
+                shared.users += 1
+                self._idle.pop(key, None)
+                return shared, False
+            surplus = self._make_room()
+            shared = self._table[key] = _Shared()
+        _close(surplus)
+        return shared, True
+
+    def _make_room(self) -> list[_Shared]:
+        surplus = []
+        while len(self._table) >= self._images_max:
+            if not self._idle:
+                raise OSError(errno.ENFILE, f"{len(self._table)} images are open already")
+            surplus.append(self._take(next(iter(self._idle))))
+        return surplus
+
+    def _take(self, key: Key) -> _Shared:
+        del self._table[key]
+        return self._idle.pop(key)
+
+    def _open(
+        self, key: Key, shared: _Shared, repository: Repository, record: Record, disk: str
+    ) -> Lease:
+        try:
+            stored = repository.open_disk(record, disk, check=False)
+            shared.image = readable(stored, record.disks[disk].digest, self.cache)
+        except BaseException:
+            with self._lock:
+                del self._table[key]
+            raise
+        finally:
+            shared.ready.set()
+        return Lease(self, key, shared, shared.image)
+
+    def release(self, key: Key, shared: _Shared) -> None:
+        """One user less (leases call this)."""
+        with self._lock:
+            shared.users -= 1
+            if not shared.users and self._table.get(key) is shared:
+                shared.idle_since = self._clock()
+                self._idle[key] = shared
+
+    def sweep(self) -> None:
+        """Close what nobody has used for `linger_s`."""
+        oldest = self._clock() - self._linger_s
+        with self._lock:
+            due = [key for key, shared in self._idle.items() if shared.idle_since <= oldest]
+            surplus = [self._take(key) for key in due]
+        _close(surplus)
+
+    def close(self) -> None:
+        """Close all images, leased or not; for the end of the process."""
+        with self._lock:
+            surplus = list(self._table.values())
+            self._table.clear()
+            self._idle.clear()
+        _close(surplus)
+
+
+def _close(images: list[_Shared]) -> None:
+    for shared in images:
+        if shared.image is not None:
+            with contextlib.suppress(OSError):
+                shared.image.close()
