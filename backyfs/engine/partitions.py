@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 
 from backyfs.model import Partition
-from backyfs.partition import partitions
+from backyfs.partition import parse
 from backyfs.store.repository import Staging
 
 log = logging.getLogger(__name__)
@@ -21,10 +21,13 @@ def tables(staging: Staging, disks: Iterable[str]) -> dict[str, tuple[Partition,
 
 
 def _table(staging: Staging, name: str) -> tuple[Partition, ...]:
+    values = {"revision": staging.revision, "disk": name}
     try:
         image = staging.image(name)
-        return tuple(partitions(image.read, image.size))
+        table = parse(image.read, image.size)
     except Exception as exc:
-        values = {"revision": staging.revision, "disk": name, "reason": str(exc)}
-        log.warning("partition table not read", values)
+        log.warning("partition table not read", {**values, "reason": str(exc)})
         return ()
+    if table.reason:
+        log.info("partition table makes no sense", {**values, "reason": table.reason})
+    return table.partitions

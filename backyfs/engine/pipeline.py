@@ -27,12 +27,16 @@ Job = Callable[[], T]
 
 
 def workers() -> int:
-    """Threads for work that is bound by the processor: one per core this process may use."""
-    return max(2, len(os.sched_getaffinity(0)))
+    """Threads for jobs that compute and wait by turns.
+
+    Two more than the cores this process may use, so that the cores stay busy while two jobs wait
+    for the source or for the store's disk.
+    """
+    return len(os.sched_getaffinity(0)) + 2
 
 
 async def run_jobs(jobs: Iterator[Job[T]], done: Callable[[T], None], *, threads: int = 0) -> None:
-    """Run every job on `threads` threads (0 = as many as cores) and hand its result to `done`.
+    """Run every job on `threads` threads (0 = as `workers` says) and hand its result to `done`.
 
     `jobs` is advanced in the worker threads, one at a time: it may block. Results come in the
     order in which jobs end.

@@ -58,7 +58,7 @@ async def test_threads_are_bounded_and_jobs_taken_one_at_a_time() -> None:
 
 
 async def test_the_first_error_comes_out_bare_and_stops_the_rest() -> None:
-    done = []
+    done: list[int] = []
 
     def fail() -> int:
         raise SourceUnavailable("gone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,7 +45,7 @@ def test_framed_covers_exactly_the_touched_frames(disk: tuple[int, list[Extent]]
     for extent in found:
         assert extent.offset % FRAME == 0
         assert extent.end % FRAME == 0 or extent.end == size
-    assert all(a.end < b.offset for a, b in zip(found, found[1:], strict=False))
+    assert all(a.end < b.offset for a, b in pairwise(found))
 
 
 @given(disks())

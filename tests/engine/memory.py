@@ -1,0 +1,137 @@
+"""A source in memory: passes the contract suite of the sources, and misbehaves on request."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from backyfs.errors import SourceUnavailable
+from backyfs.model import FRAME, Consistency, Extent, merged
+from backyfs.source.contract import Bookmark, Changes, Snapshot
+
+ReadHook = Callable[[str, int, int], None]
+
+
+def no_hook(disk: str, offset: int, length: int) -> None:
+    """Does nothing before a read."""
+
+
+@dataclass
+class MemorySource:
+    """Disks as bytearrays. Snapshots are frozen copies unless `live`.
+
+    With `tracking`, a snapshot whose bookmark comes back tells what changed since, exactly; in
+    4 KiB blocks. `before_read` is called with disk, offset and length before each read.
+    """
+
+    contents: dict[str, bytearray] = field(default_factory=dict)
+    live: bool = False
+    tracking: bool = False
+    before_read: ReadHook = no_hook
+    on_published: Callable[[], None] = lambda: None
+    type: str = "memory"
+    entered: int = 0
+    left: int = 0
+    published: int = 0
+    read_bytes: int = 0
+    since: dict[str, Bookmark] = field(default_factory=dict)
+    kept: dict[int, dict[str, bytes]] = field(default_factory=dict)
+
+    def disks(self) -> Sequence[str]:
+        return tuple(self.contents)
+
+    @contextlib.contextmanager
+    def snapshot(self, revision: str, since: Mapping[str, Bookmark]) -> Iterator[Snapshot]:
+        self.entered += 1
+        self.since = dict(since)
+        number = self.entered
+        if self.tracking:
+            self.kept[number] = {name: bytes(data) for name, data in self.contents.items()}
+        try:
+            yield MemorySnapshot(
+                self, {name: self._disk(name, number, since) for name in self.contents}
+            )
+        finally:
+            self.left += 1
+
+    def _disk(self, name: str, number: int, since: Mapping[str, Bookmark]) -> MemoryDisk:
+        data = self.contents[name] if self.live else bytes(self.contents[name])
+        changes = None
+        if self.tracking and name in since:
+            old = self.kept.get(since[name]["snapshot"], {}).get(name)
+            changes = None if old is None else Changes(tuple(_differences(old, data)))
+        return MemoryDisk(self, name, data, {"snapshot": number}, changes)
+
+
+@dataclass
+class MemorySnapshot:
+    source: MemorySource
+    disks: Mapping[str, MemoryDisk]
+    consistency: Consistency = Consistency.CRASH
+    reason: str = "made in memory"
+
+    @property
+    def frozen(self) -> bool:
+        return not self.source.live
+
+    def published(self) -> None:
+        self.source.published += 1
+        self.source.on_published()
+
+
+class MemoryDisk:
+    def __init__(
+        self,
+        source: MemorySource,
+        name: str,
+        data: bytes | bytearray,
+        bookmark: Bookmark,
+        changes: Changes | None,
+    ) -> None:
+        self._source, self._name, self._data, self._changes = source, name, data, changes
+        self.size = len(data)
+        self.bookmark = bookmark
+
+    def data(self) -> Iterable[Extent]:
+        return (
+            Extent(at, min(4096, self.size - at))
+            for at in range(0, self.size, 4096)
+            if any(self._data[at : at + 4096])
+        )
+
+    def changed(self) -> Changes | None:
+        return self._changes
+
+    def read(self, offset: int, length: int) -> bytes:
+        if not 0 <= offset <= offset + length <= self.size:
+            raise ValueError((offset, length))
+        self._source.before_read(self._name, offset, length)
+        self._source.read_bytes += length
+        found = bytes(self._data[offset : offset + length])
+        if len(found) < length:
+            raise SourceUnavailable(f"{self._name} ends at {offset + len(found)}")
+        return found
+
+
+def _differences(old: bytes, new: bytes | bytearray) -> Iterator[Extent]:
+    blocks = (
+        Extent(at, min(4096, len(new) - at))
+        for at in range(0, len(new), 4096)
+        if old[at : at + 4096] != new[at : at + 4096]
+    )
+    return merged(blocks)
+
+
+def disk(frames: str, seed: int = 0, tail: int = 0) -> bytearray:
+    """A disk by its frames: '.' zero, a letter the same random frame each time; `tail` bytes more."""
+    content = bytearray()
+    for letter in frames:
+        content += bytes(FRAME) if letter == "." else frame(letter, seed)
+    content += frame("tail", seed)[:tail]
+    return content
+
+
+def frame(letter: str, seed: int = 0) -> bytes:
+    return random.Random(f"{letter} {seed}").randbytes(FRAME)
