@@ -103,20 +103,22 @@ class PackImage:
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes at `offset`. ValueError outside the disk, Corrupt."""
+        pieces = self.pieces(offset, length)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def pieces(self, offset: int, length: int) -> list[bytes]:
+        """As `read`, frame by frame."""
         self._check_range(offset, length)
         if not length:
-            return b""
+            return []
         first, end = offset // FRAME, -(-(offset + length) // FRAME)
         frames = self._frames(first, end - first)
-        skip = offset - first * FRAME
-        if len(frames) == 1:
-            return frames[0][skip : skip + length]
-        if skip:
-            frames[0] = frames[0][skip:]
-        surplus = end * FRAME - offset - length
+        skip, surplus = offset - first * FRAME, end * FRAME - offset - length
         if surplus:
             frames[-1] = frames[-1][:-surplus]
-        return b"".join(frames)
+        if skip:
+            frames[0] = frames[0][skip:]
+        return frames
 
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
