@@ -7,7 +7,7 @@ tests/store/test_contract.py, which is this file in executable form.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from backyfs.model import Extent
 
@@ -63,11 +63,24 @@ class StoredImage(Image, Protocol):
     def check(self, first: int, count: int) -> list[int]:
         """Read frames [first, first + count) from the medium; return the numbers of bad ones.
 
-        Does not use or fill caches. Holes cost nothing.
+        Puts bad ones into quarantine and takes out those that read well again. Does not use or
+        fill caches. Holes cost nothing.
         """
 
     def shared_with(self, other: StoredImage) -> bool:
         """Whether both are certain to hold the same bytes without comparing (same stored file)."""
+
+
+@runtime_checkable
+class SharingImage(StoredImage, Protocol):
+    """An image whose store can tell which of its frames are those of another image, too."""
+
+    def unshared(self, other: StoredImage) -> Iterator[Extent]:
+        """Sorted extents of whole frames that hold data and are not stored as `other`'s are.
+
+        What is left out lies in the same stored place as in `other`, at the same offset: if it
+        reads well in one, it does in both.
+        """
 
 
 class DiskWriter(Protocol):

@@ -15,7 +15,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from backyfs.errors import BackyfsError, Corrupt, NoRevision
-from backyfs.model import FRAME, Extent
+from backyfs.model import FRAME, Extent, merged
 from backyfs.store import lock
 from backyfs.store.contract import StoredImage
 from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest
@@ -210,13 +210,15 @@ class PackImage:
 
     def check(self, first: int, count: int) -> list[int]:
         """Numbers of the bad frames among [first, first + count), read from the medium."""
-        return [
+        bad = [
             frame
             for run in self.map.find(first, count)
             if run.segment != GAP
             for part in _pieces(run)
             for frame in self._check_run(part)
         ]
+        self._pardon(first, count, set(bad))
+        return bad
 
     def _check_run(self, run: Run) -> list[int]:
         name = self.map.segments[run.segment].name
@@ -237,6 +239,42 @@ class PackImage:
                 )
             ]
         return []
+
+    def _pardon(self, first: int, count: int, bad: set[int]) -> None:
+        """Forget quarantine records of frames, and of their bases, that read well again."""
+        known = self._quarantine.bad()
+        for frame in range(first, first + count) if known else ():
+            place = self.locate(frame)
+            if place is None or frame in bad:
+                continue
+            with contextlib.suppress(BadFrame, Corrupt, ValueError, OSError, BackyfsError):
+                for stored in (place, *self._library.chain(place)):
+                    for item in known & {stored, Bad(stored.unit, WHOLE)}:
+                        self._library.checked(stored)
+                        self._quarantine.clear(item)
+
+    def unshared(self, other: StoredImage) -> Iterator[Extent]:
+        """Extents stored elsewhere than `other`'s."""
+        if not isinstance(other, PackImage):
+            return self.extents()
+        runs = (part for run in self.map.runs() for part in self._apart(run, other))
+        clipped = (
+            Extent(run.first * FRAME, min(run.span * FRAME, self.size - run.first * FRAME))
+            for run in runs
+        )
+        return merged(clipped)
+
+    def _apart(self, run: Run, other: PackImage) -> Iterator[Run]:
+        """The parts of one of our runs that `other` does not have in the same place."""
+        name = self.map.segments[run.segment].name
+        for theirs in other.map.find(run.first, run.span):
+            number = run.number + theirs.first - run.first
+            if (
+                theirs.segment == GAP
+                or theirs.number != number
+                or other.map.segments[theirs.segment].name != name
+            ):
+                yield Run(theirs.first, theirs.span, run.segment, number)
 
     def shared_with(self, other: StoredImage) -> bool:
         """Whether both are read through the same map file."""
