@@ -1,0 +1,90 @@
+"""Recording damaged frames of images.
+
+The quarantine's unit is an image's file name without ".img", the number is the frame's. A block
+that went bad is bad in every image that shares it, so whoever finds a bad frame also looks at
+the other images of the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backyfs.model import FRAME
+from backyfs.store.cow.blocks import frame_hashes
+from backyfs.store.cow.reflink import places
+from backyfs.store.cow.table import hash_at, unit_of
+from backyfs.store.digest import HASH
+from backyfs.store.format import Place
+from backyfs.store.fs import forget_pages, read_exactly
+from backyfs.store.quarantine import Bad
+
+if TYPE_CHECKING:
+    from backyfs.store.cow.image import CowImage
+
+log = logging.getLogger(__name__)
+
+ID_LENGTH = 21
+"""Characters of a revision id; a unit is the id, a dot and the disk's name."""
+
+
+def frames_of(place: Place, unit: str) -> set[int]:
+    """Quarantined frames of an image; WHOLE among them means all."""
+    return {bad.number for bad in place.quarantine.bad() if bad.unit == unit}
+
+
+def clear(place: Place, unit: str, number: int) -> None:
+    """A frame reads well again."""
+    place.quarantine.clear(Bad(unit, number))
+    log.info("frame reads well again", {"image": unit, "frame": number})
+
+
+def report(
+    place: Place, image: CowImage, number: int, reason: str, revision: str, disk: str
+) -> None:
+    """Record a bad frame of an image, and the same frame of others that share the bad block."""
+    known = place.quarantine.bad()
+    if Bad(image.unit, number) in known:
+        return
+    _add(place, image.unit, number, reason, revision, disk)
+    for unit in _also_bad(place, image, number):
+        if Bad(unit, number) not in known:
+            _add(place, unit, number, f"shares a block with {image.unit}", unit[:ID_LENGTH], disk)
+
+
+def _add(place: Place, unit: str, number: int, reason: str, revision: str, disk: str) -> None:
+    offset = number * FRAME
+    log.error("damaged frame", {"image": unit, "offset": offset, "reason": reason})
+    place.quarantine.add(Bad(unit, number), reason, revision=revision, disk=disk, offset=offset)
+
+
+def _also_bad(place: Place, image: CowImage, number: int) -> Iterator[str]:
+    mine = places(image.fd, number * FRAME, FRAME)
+    suffix = image.files.image.name[ID_LENGTH:]
+    for path in place.layout.revisions.iterdir() if mine else ():
+        if path.name[ID_LENGTH:] == suffix and path != image.files.image:
+            with contextlib.suppress(OSError):
+                if _is_bad(path, number, mine):
+                    yield unit_of(path)
+
+
+def _is_bad(path: Path, number: int, suspects: set[int]) -> bool:
+    """Whether a frame uses one of these blocks and does not have the hash beside its image."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        length = min(FRAME, os.fstat(fd).st_size - number * FRAME)
+        if length <= 0 or not suspects & places(fd, number * FRAME, length):
+            return False
+        forget_pages(fd, number * FRAME, length)
+        try:
+            data = read_exactly(fd, length, number * FRAME)
+        except (OSError, EOFError):
+            return True
+        with open(path.with_suffix(".sum"), "rb") as table:
+            return frame_hashes(data) != os.pread(table.fileno(), HASH, hash_at(number))
+    finally:
+        os.close(fd)

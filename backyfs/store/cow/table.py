@@ -1,0 +1,190 @@
+"""The .sum file beside an image: the hash of each frame, and the level-1 hashes above them.
+
+    0      header (store/header.py), then disk size u64, frame u32, extents when fresh u64, zeros;
+           at 4064 the BLAKE3 of the first 4064 bytes
+    4096   hashes of all frames, 32 bytes each; a zero frame's hash is zero and usually a hole
+    behind level-1 hashes, 32 bytes per 1024 frames
+
+A record names the BLAKE3 over the first 4096 bytes and the level-1 section. Level 1 authenticates
+the frame hashes, so opening a table and patching it cost what they touch. A group of frame hashes
+is 32 KiB at a multiple of 4 KiB: an untouched one shares its blocks with the parent's.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from blake3 import blake3
+
+from backyfs.errors import Corrupt
+from backyfs.model import FRAME
+from backyfs.store.cow.blocks import runs
+from backyfs.store.cow.reflink import data_extents
+from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, frame_count, group_count, node
+from backyfs.store.fs import read_exactly
+from backyfs.store.header import SUM_MAGIC, Header
+
+HEAD = 4096
+"""Where the frame hashes begin; what lies before is the head."""
+
+GROUP_BYTES = FAN_OUT * HASH
+_FIELDS = struct.Struct("<QIQ")
+_CHECKED = HEAD - HASH
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a .sum file says of its image.
+
+    `fresh_extents`: how many extents the image had when it was last written as a fresh file; the
+    clones made from it keep the number.
+    """
+
+    repository: UUID
+    size: int
+    fresh_extents: int = 0
+
+    def encode(self) -> bytes:
+        """The first 4096 bytes of the file."""
+        fields = _FIELDS.pack(self.size, FRAME, self.fresh_extents)
+        body = (Header(SUM_MAGIC, self.repository).encode() + fields).ljust(_CHECKED, b"\0")
+        return body + blake3(body).digest()
+
+    @classmethod
+    def decode(cls, data: bytes, what: str) -> Head:
+        """The head in the first 4096 bytes of a file; Corrupt, Unsupported."""
+        if len(data) < HEAD or blake3(data[:_CHECKED]).digest() != data[_CHECKED:HEAD]:
+            raise Corrupt(f"the head of {what} fails its checksum")
+        header = Header.decode(data, SUM_MAGIC, what)
+        size, frame, extents = _FIELDS.unpack_from(data, header.length)
+        if frame != FRAME:
+            raise Corrupt(f"{what} is about frames of {frame} bytes")
+        return cls(header.repository, size, extents)
+
+
+def hash_at(frame: int) -> int:
+    """Where a frame's hash lies."""
+    return HEAD + frame * HASH
+
+
+def level1_at(size: int) -> int:
+    """Where the level-1 hashes of an image of `size` bytes begin."""
+    return hash_at(frame_count(size))
+
+
+def table_bytes(size: int) -> int:
+    """Length of the .sum file of an image of `size` bytes."""
+    return level1_at(size) + group_count(size) * HASH
+
+
+def checksum(head: bytes, level1: bytes) -> str:
+    """What a record says of a .sum file."""
+    return blake3(head + level1).hexdigest()
+
+
+def group_frames(group: int, size: int) -> tuple[int, int]:
+    """The frames [first, end) of a group in an image of `size` bytes."""
+    return group * FAN_OUT, min((group + 1) * FAN_OUT, frame_count(size))
+
+
+def used_groups(fd: int, size: int) -> Iterator[int]:
+    """Groups whose frame hashes are not wholly a hole in the .sum file, ascending."""
+    last = -1
+    for extent in data_extents(fd, HEAD, level1_at(size)):
+        for group in range(
+            (extent.offset - HEAD) // GROUP_BYTES, -(-(extent.end - HEAD) // GROUP_BYTES)
+        ):
+            if group > last:
+                yield group
+                last = group
+
+
+def nonzero_frames(fd: int, first: int, end: int) -> Iterator[tuple[int, int]]:
+    """Runs [first, end) of frames whose hash in an open .sum file is not zero."""
+    return runs(_nonzero(fd, first, end))
+
+
+def _nonzero(fd: int, first: int, end: int) -> Iterator[int]:
+    for extent in data_extents(fd, hash_at(first), hash_at(end)):
+        start = max(first, (extent.offset - HEAD) // HASH)
+        stop = min(end, -(-(extent.end - HEAD) // HASH))
+        for at in range(start, stop, FAN_OUT):
+            count = min(FAN_OUT, stop - at)
+            column = read_exactly(fd, count * HASH, hash_at(at))
+            for number in range(count):
+                if not column.startswith(ZERO_HASH, number * HASH):
+                    yield at + number
+
+
+class Table:
+    """An open .sum file whose head and level-1 hashes are what the record says.
+
+    Safe from many threads. Does not close its descriptor.
+    """
+
+    def __init__(self, fd: int, head: Head, level1: bytes) -> None:
+        self.fd, self.head, self.level1 = fd, head, level1
+
+    @classmethod
+    def load(cls, fd: int, size: int, recorded: str, what: str) -> Table:
+        """Read and check head and level 1. Corrupt, Unsupported."""
+        if os.fstat(fd).st_size != table_bytes(size):
+            raise Corrupt(f"{what} has {os.fstat(fd).st_size} bytes, not {table_bytes(size)}")
+        try:
+            head = read_exactly(fd, HEAD, 0)
+            level1 = read_exactly(fd, group_count(size) * HASH, level1_at(size))
+        except (OSError, EOFError) as exc:
+            raise Corrupt(f"{what} cannot be read: {exc}") from exc
+        decoded = Head.decode(head, what)
+        if decoded.size != size or checksum(head, level1) != recorded:
+            raise Corrupt(f"{what} is not what the record says")
+        return cls(fd, decoded, level1)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the image."""
+        return self.head.size
+
+    def recorded(self, group: int) -> bytes:
+        """The level-1 hash of a group."""
+        return self.level1[group * HASH : (group + 1) * HASH]
+
+    def column(self, group: int) -> bytes:
+        """The frame hashes of a group as they stand in the file, unchecked; OSError, EOFError."""
+        first, end = group_frames(group, self.size)
+        return read_exactly(self.fd, (end - first) * HASH, hash_at(first))
+
+    def checked_column(self, group: int) -> bytes | None:
+        """The frame hashes of a group, None when they fail their level-1 hash."""
+        try:
+            column = self.column(group)
+        except (OSError, EOFError):
+            return None
+        return column if node(column) == self.recorded(group) else None
+
+    def bad_groups(self) -> list[int]:
+        """Groups whose frame hashes fail their level-1 hash; reads what is no hole."""
+        zero = bytes(HASH)
+        used = set(used_groups(self.fd, self.size))
+        suspects = used | {
+            at // HASH
+            for at in range(0, len(self.level1), HASH)
+            if not self.level1.startswith(zero, at)
+        }
+        return [group for group in sorted(suspects) if self.checked_column(group) is None]
+
+
+def level1_of(fd: int, size: int, group: int) -> bytes:
+    """The level-1 hash over a group's frame hashes in an open .sum file."""
+    first, end = group_frames(group, size)
+    return node(read_exactly(fd, (end - first) * HASH, hash_at(first)))
+
+
+def unit_of(path: Path) -> str:
+    """The quarantine's name of an image: its file name without the suffix."""
+    return path.name.removesuffix(".img")

@@ -1,0 +1,277 @@
+"""Writing one disk of a revision: what differs from the parent, and nothing else.
+
+The clone is made at the first frame that differs: an unchanged disk makes no file. Frames are
+compared by hash, 4 KiB blocks of a differing frame by their bytes. Damage never passes from the
+parent unseen: its table is checked before anything is compared with it, and frames known to be
+bad are `required()` from the source and heal the older images on their way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from backyfs.errors import Corrupt
+from backyfs.model import FRAME, Extent, merged
+from backyfs.store.contract import Buffer
+from backyfs.store.cow import damage
+from backyfs.store.cow.blocks import different, frame_hashes, runs
+from backyfs.store.cow.healing import Healer
+from backyfs.store.cow.image import CowImage
+from backyfs.store.cow.reflink import extent_count
+from backyfs.store.cow.table import (
+    Head,
+    checksum,
+    group_frames,
+    hash_at,
+    level1_of,
+    nonzero_frames,
+    unit_of,
+)
+from backyfs.store.cow.target import Target
+from backyfs.store.digest import FAN_OUT, HASH, digest, frame_count, group_count
+from backyfs.store.format import Place
+from backyfs.store.fs import read_exactly
+from backyfs.store.quarantine import Bad
+from backyfs.store.record import DiskRecord
+
+EXTENTS_MAX = 250_000
+"""A clone costs about 15 us per extent, and reading slows down: beyond this, write a fresh file."""
+
+
+class CowDiskWriter:
+    """DiskWriter of one disk."""
+
+    def __init__(
+        self,
+        place: Place,
+        image: Path,
+        table: Path,
+        disk: str,
+        size: int,
+        parent: CowImage | None,
+        *,
+        lost: bool,
+        extents_max: int,
+        note: Callable[[str], None],
+    ) -> None:
+        """`lost`: there is a parent, but nothing can be taken from it."""
+        self._place, self._image, self._table = place, image, table
+        self._disk, self._size, self._parent = disk, size, parent
+        self._lost, self._extents_max, self._note = lost, extents_max, note
+        self._lock, self._healing = threading.Lock(), threading.Lock()
+        self._target: Target | None = None
+        self._changed: dict[int, int] = {}  # group -> bit mask of its frames
+        self._unproven: set[int] = set()  # frames of the parent whose hash nothing confirms
+        self._sick = self._check_table()  # frames not to be shared without a look
+        self._healer = Healer(place, disk)
+        self._sick |= self._healer.frames
+        self._anew: set[int] = set()  # sick frames that were stored again
+        self._record: DiskRecord | None = None
+        if parent is None or parent.size != size:
+            self._need_target()
+
+    def _check_table(self) -> set[int]:
+        """Bad frames of groups of the parent whose hashes fail level 1; they are recorded."""
+        if self._parent is None:
+            return set()
+        found: set[int] = set()
+        for group in self._parent.table.bad_groups():
+            first, end = group_frames(group, self._parent.size)
+            bad = self._parent.check(first, end - first)
+            found.update(bad)
+            if len(bad) == end - first:
+                self._unproven.update(bad)
+        return found
+
+    # Contract
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes written so far."""
+        return self._target.written if self._target else 0
+
+    def required(self) -> list[Extent]:
+        if self._lost:
+            return [Extent(0, self._size)] if self._size else []
+        frames = {n for n in self._sick if n < frame_count(self._size)}
+        if self._parent is not None and self._parent.size != self._size:
+            edge = min(self._parent.size, self._size)
+            frames |= {edge // FRAME} if edge < self._size else set()
+        return list(merged(self._extent(first, end) for first, end in runs(sorted(frames))))
+
+    def _extent(self, first: int, end: int) -> Extent:
+        return Extent(first * FRAME, min(end * FRAME, self._size) - first * FRAME)
+
+    def write(self, offset: int, data: Buffer) -> int:
+        data = bytes(data)  # no copy when it is bytes already
+        first, end = self._frames(offset, len(data))
+        hashes = frame_hashes(data)
+        sick = self._treat(first, end, data)
+        wrong = different(hashes, self._hashes(first, end - first))
+        for start, stop in runs(sorted({*wrong, *sick})):
+            piece = data[start * FRAME : stop * FRAME]
+            self._need_target().store(first + start, piece, hashes[start * HASH : stop * HASH])
+        self._mark(first + number for number in wrong)
+        return sum(self._extent(first + n, first + n + 1).length for n in wrong)
+
+    def zero(self, offset: int, length: int) -> None:
+        first, end = self._frames(offset, length)
+        for number in sorted(self._sick.intersection(range(first, end))):
+            extent = self._extent(number, number + 1)
+            self.write(extent.offset, bytes(extent.length))
+        target, parent = self._target, self._parent
+        table_fd = target.table_fd if target else parent.table.fd if parent else -1
+        for start, stop in nonzero_frames(table_fd, first, end):
+            self._need_target().zero(start, stop)
+            self._mark(range(start, stop))
+
+    def _frames(self, offset: int, length: int) -> tuple[int, int]:
+        """The frames of a byte range; ValueError when these are not whole frames of the disk."""
+        end = offset + length
+        if offset % FRAME or offset < 0 or length < 0 or end > self._size:
+            raise ValueError(f"[{offset}, +{length}) are no whole frames of {self._size} bytes")
+        if end % FRAME and end != self._size:
+            raise ValueError(f"[{offset}, +{length}) ends within a frame")
+        return offset // FRAME, frame_count(end)
+
+    # The clone
+
+    def _need_target(self) -> Target:
+        with self._lock:
+            if self._target is None:
+                self._target = self._make_target()
+            return self._target
+
+    def _make_target(self) -> Target:
+        target = Target(self._place.fs, self._image, self._table, self._size)
+        try:
+            if self._parent is None:
+                target.start_empty()
+            elif self._fragmented(self._parent):
+                self._sick.update(target.start_copy(self._parent))
+            else:
+                target.start_clone(self._parent)
+        except BaseException:
+            target.close()
+            raise
+        return target
+
+    def _fragmented(self, parent: CowImage) -> bool:
+        extents = extent_count(parent.fd)
+        # A fresh file that had as many (a compressing file system) would not gain by another.
+        if extents <= max(self._extents_max, 2 * parent.table.head.fresh_extents):
+            return False
+        self._note(f"disk {self._disk}: written as a fresh file, the parent has {extents} extents")
+        return True
+
+    def _hashes(self, first: int, count: int) -> bytes:
+        target = self._target
+        if target is not None:
+            return target.hashes(first, count)
+        assert self._parent is not None  # without a parent there is a target from the start
+        return read_exactly(self._parent.table.fd, count * HASH, hash_at(first))
+
+    def _mark(self, numbers: Iterable[int]) -> None:
+        with self._lock:
+            for number in numbers:
+                group, bit = divmod(number, FAN_OUT)
+                self._changed[group] = self._changed.get(group, 0) | 1 << bit
+
+    # Damage
+
+    def _treat(self, first: int, end: int, data: bytes) -> list[int]:
+        """Heal with frames of `data` what is recorded; which to store though they seem equal."""
+        if not self._sick:
+            return []
+        again = []
+        for number in sorted(self._sick.intersection(range(first, end))):
+            at = (number - first) * FRAME
+            with self._healing:
+                self._healer.heal(number, data[at : at + FRAME])
+                if not self._parent_is_sound(number):
+                    self._anew.add(number)
+                    again.append(number - first)
+        return again
+
+    def _parent_is_sound(self, number: int) -> bool:
+        """Whether nothing was cloned yet and the parent's frame reads well."""
+        parent = self._parent
+        if parent is None or self._target is not None or number >= frame_count(parent.size):
+            return False
+        return parent.check(number, 1) == []
+
+    def _pass_on_records(self) -> None:
+        """Record frames the clone shares with the parent and nobody stored again."""
+        if self._parent is None:
+            return
+        for number in sorted(damage.frames_of(self._place, self._parent.unit) - self._anew):
+            if 0 <= number < frame_count(self._size):
+                reason, offset = f"as in {self._parent.unit}", number * FRAME
+                bad = Bad(unit_of(self._image), number)
+                self._place.quarantine.add(bad, reason, disk=self._disk, offset=offset)
+
+    # The end
+
+    def seal(self) -> bool:
+        """Finish; whether files were made (their directory is to be synced)."""
+        if self._unproven - self._anew and self._target is not None:
+            raise Corrupt(
+                "frames whose hashes were damaged in the parent were not stored again",
+                vm=self._place.name,
+                disk=self._disk,
+            )
+        target = self._target
+        if target is None:
+            assert self._parent is not None
+            self._record = self._parent.disk
+            return False
+        self._record = self._publish(target)
+        target.close()
+        self._pass_on_records()
+        return True
+
+    def _publish(self, target: Target) -> DiskRecord:
+        parent, size = self._parent, self._size
+        level1 = bytearray(group_count(size) * HASH)
+        groups = set(self._changed)
+        resized = parent is None or parent.size != size
+        if parent is not None:
+            common = min(len(level1), len(parent.groups()))
+            level1[:common] = parent.groups()[:common]
+            if resized and common:
+                groups.add(common // HASH - 1)
+        for group in groups:
+            level1[group * HASH : (group + 1) * HASH] = level1_of(target.table_fd, size, group)
+        extents = parent.table.head.fresh_extents if parent else 0
+        head = target.finish(
+            Head(self._place.uuid, size, extents), bytes(level1), None if resized else groups
+        )
+        files = {self._image.name: "", self._table.name: checksum(head.encode(), bytes(level1))}
+        return DiskRecord(self._disk, size, digest(size, bytes(level1)), files)
+
+    def sealed(self) -> DiskRecord:
+        """Size, digest and files of the disk, after seal."""
+        assert self._record is not None
+        return self._record
+
+    def written(self) -> list[Extent]:
+        """Frames that were stored, after seal."""
+        numbers = (
+            group * FAN_OUT + bit
+            for group, mask in sorted(self._changed.items())
+            for bit in range(FAN_OUT)
+            if mask >> bit & 1
+        )
+        return [self._extent(first, end) for first, end in runs(numbers)]
+
+    def close(self) -> None:
+        """Give back descriptors and locks."""
+        self._healer.close()
+        if self._target is not None:
+            self._target.close()
