@@ -29,9 +29,9 @@ else
 fi
 step=0
 heading() { step=$((step + 1)); printf '\n%s%d. %s%s\n\n' "$bold" $step "$*" "$plain"; }
-run() { # show a command as typed, then do it
+run() { # show a command as typed, then do it (without the version line that debugfs prints)
     printf '%s$ %s%s\n' "$bold" "$1" "$plain"
-    eval "$1"
+    eval "$1" 2>&1 | sed -E '/^debugfs [0-9]/d; /^$/d'
 }
 same() { # CHECKSUM-LINE CHECKSUM-LINE WHAT
     [ "${1%% *}" = "${2%% *}" ] || { echo "demo: $3 differs" >&2; exit 1; }
@@ -55,11 +55,13 @@ run "backyfs -b srv/web01 init file vms/web01.img"
 run "backyfs -b srv/web01 backup daily"
 before=$(sha256sum vms/web01.img)
 
-heading "The machine goes on: somebody spoils a file, the database changes"
+heading "The machine goes on: somebody spoils a file, new orders come in"
 echo 'All your base.' >motd
-run "debugfs -w -R 'rm /etc/motd' 'vms/web01.img?offset=1048576' 2>/dev/null"
-run "debugfs -w -R 'write motd /etc/motd' 'vms/web01.img?offset=1048576' 2>/dev/null >/dev/null"
-run "dd if=/dev/urandom of=vms/web01.img bs=4k seek=40000 count=300 conv=notrunc status=none"
+head -c 1M /dev/urandom >new.db
+guest="'vms/web01.img?offset=1048576'"
+run "debugfs -w -R 'rm /etc/motd' $guest"
+run "debugfs -w -R 'write motd /etc/motd' $guest"
+run "debugfs -w -R 'write new.db /var/lib/orders/new.db' $guest"
 
 heading "The second backup stores what changed"
 run "backyfs -b srv/web01 backup daily manual:before-upgrade"
@@ -81,9 +83,9 @@ if [ -r /dev/fuse ] && command -v fusermount3 >/dev/null; then
     same "$after" "$(sha256sum copy.img)" "vms/web01.img and the copy of the newest revision"
 
     heading "Get one file back, as it was before"
-    run "debugfs -R 'cat /etc/motd' 'mnt/web01/latest/disk.img?offset=1048576' 2>/dev/null"
-    run "debugfs -R 'cat /etc/motd' 'mnt/web01/$first/disk.img?offset=1048576' 2>/dev/null"
-    run "debugfs -R 'dump /var/www/licence.txt licence.txt' 'mnt/web01/$first/disk.img?offset=1048576' 2>/dev/null"
+    run "debugfs -R 'cat /etc/motd' 'mnt/web01/latest/disk.img?offset=1048576'"
+    run "debugfs -R 'cat /etc/motd' 'mnt/web01/$first/disk.img?offset=1048576'"
+    run "debugfs -R 'dump /var/www/licence.txt licence.txt' 'mnt/web01/$first/disk.img?offset=1048576'"
     run "sha256sum licence.txt $project/LICENSE"
     same "$(sha256sum licence.txt)" "$(sha256sum "$project/LICENSE")" "the file and what was put into the machine"
     run "backyfs umount mnt"
