@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +45,18 @@ class Session:
         raise NoRepository(
             f"no repository in {self.directory.resolve()}", hint=_how_to_make(self.directory)
         )
+
+    @contextlib.contextmanager
+    def logging(self, repository: Repository) -> Iterator[None]:
+        """Log within, also to the VM's own file: for commands that write to the repository."""
+        from backyfs import log
+
+        log.configure(verbose=self.verbose, quiet=self.quiet, logfile=self.logfile)
+        try:
+            with log.about(repository.name, repository.path):
+                yield
+        finally:
+            log.shut_down()
 
     def vms(self) -> list[Path]:
         """The directories of VMs below a base directory, by name."""

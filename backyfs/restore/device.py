@@ -20,7 +20,7 @@ from pathlib import Path
 
 from backyfs.errors import TargetError
 from backyfs.restore.regular import HEAD_BYTES
-from backyfs.restore.target import Data, pwrite_all, pwrite_zeros, space_for
+from backyfs.restore.target import Pieces, length_of, pwrite_all, pwrite_zeros, space_for
 from backyfs.store.fs import SYSTEM
 
 _BLKZEROOUT = 0x127F
@@ -54,11 +54,11 @@ class Device:
             raise
         self._open = True
 
-    def write(self, offset: int, data: Data) -> None:
-        """Write `data`; the kernel begins at once to bring it to the device."""
+    def write(self, offset: int, pieces: Pieces) -> None:
+        """Write `pieces`; the kernel begins at once to bring it to the device."""
         with space_for(self.name):  # a thin volume's pool may be full
-            pwrite_all(self._fd, data, offset)
-        SYSTEM.start_writeback(self._fd, offset, len(data))
+            pwrite_all(self._fd, pieces, offset)
+        SYSTEM.start_writeback(self._fd, offset, length_of(pieces))
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros: whole sectors by the device, the rest by writing."""

@@ -12,7 +12,7 @@ import os
 import secrets
 from pathlib import Path
 
-from backyfs.restore.target import Data, pwrite_all, space_for
+from backyfs.restore.target import Pieces, length_of, pwrite_all, space_for
 from backyfs.store.fs import SYSTEM
 
 PARTIAL_SUFFIX = ".partial"
@@ -36,12 +36,12 @@ class _Regular:
         self._size = size
         self._open = True
 
-    def write(self, offset: int, data: Data) -> None:
-        """Write `data`; the kernel begins at once to bring it to the medium."""
+    def write(self, offset: int, pieces: Pieces) -> None:
+        """Write `pieces`; the kernel begins at once to bring it to the medium."""
         with space_for(self.name):
-            pwrite_all(self._fd, data, offset)
+            pwrite_all(self._fd, pieces, offset)
         # Without this nothing is written before `finish`, which then waits for all of it.
-        SYSTEM.start_writeback(self._fd, offset, len(data))
+        SYSTEM.start_writeback(self._fd, offset, length_of(pieces))
 
     def zero(self, offset: int, length: int) -> None:
         """Nothing to do: what is not written is a hole."""

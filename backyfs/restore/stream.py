@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 
-from backyfs.restore.target import ZEROS, Data, space_for, write_all
+from backyfs.restore.target import ZEROS, Pieces, length_of, space_for, write_all
 
 _PIPE_BYTES = 1 << 20  # the largest an unprivileged process may ask for
 
@@ -26,19 +26,19 @@ class Stream:
         with contextlib.suppress(OSError):  # not a pipe, or not allowed: only slower
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
-    def write(self, offset: int, data: Data) -> None:
-        """Write `data`; `offset` must be where the last piece ended."""
+    def write(self, offset: int, pieces: Pieces) -> None:
+        """Write `pieces`; `offset` must be where the last ones ended."""
         assert offset == self._position
         with space_for(self.name):
-            write_all(self._fd, data)
-        self._position += len(data)
+            write_all(self._fd, pieces)
+        self._position += length_of(pieces)
 
     def zero(self, offset: int, length: int) -> None:
-        """Write zeros; `offset` must be where the last piece ended."""
+        """Write zeros; `offset` must be where the last pieces ended."""
         end = offset + length
         while offset < end:
             piece = ZEROS[: min(len(ZEROS), end - offset)]
-            self.write(offset, piece)
+            self.write(offset, [piece])
             offset += len(piece)
 
     def settle(self) -> None:

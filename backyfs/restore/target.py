@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from backyfs.errors import NoSpace
@@ -18,7 +18,8 @@ from backyfs.errors import NoSpace
 ZEROS = memoryview(bytes(1 << 20))
 """Zeros to write from: 1 MiB."""
 
-Data = bytes | memoryview
+Pieces = Sequence[bytes | memoryview]
+"""Bytes that follow each other, in at most IOV_MAX pieces."""
 
 
 class Target(Protocol):
@@ -43,8 +44,8 @@ class Target(Protocol):
     def head_bytes(self) -> int:
         """Bytes at the start that must be written after all others; 0 = no matter."""
 
-    def write(self, offset: int, data: Data) -> None:
-        """Take all of `data` at byte `offset`. NoSpace, OSError."""
+    def write(self, offset: int, pieces: Pieces) -> None:
+        """Take all of `pieces`, from byte `offset` on. NoSpace, OSError."""
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros. NoSpace, OSError."""
@@ -73,22 +74,34 @@ def space_for(name: str) -> Iterator[None]:
         ) from exc
 
 
-def write_all(fd: int, data: Data) -> None:
-    """Write all of `data` at the descriptor's position."""
-    done = os.write(fd, data)
-    if done < len(data):
-        view = memoryview(data)
-        while done < len(data):
-            done += os.write(fd, view[done:])
+def length_of(pieces: Pieces) -> int:
+    """Bytes of all pieces together."""
+    return sum(map(len, pieces))
 
 
-def pwrite_all(fd: int, data: Data, offset: int) -> None:
-    """Write all of `data` at byte `offset`."""
-    done = os.pwrite(fd, data, offset)
-    if done < len(data):
-        view = memoryview(data)
-        while done < len(data):
-            done += os.pwrite(fd, view[done:], offset + done)
+def write_all(fd: int, pieces: Pieces) -> None:
+    """Write all of `pieces` at the descriptor's position."""
+    done = os.writev(fd, pieces)
+    while done < length_of(pieces):
+        pieces = _without(pieces, done)
+        done = os.writev(fd, pieces)
+
+
+def pwrite_all(fd: int, pieces: Pieces, offset: int) -> None:
+    """Write all of `pieces`, from byte `offset` on."""
+    done = os.pwritev(fd, pieces, offset)
+    while done < length_of(pieces):
+        pieces, offset = _without(pieces, done), offset + done
+        done = os.pwritev(fd, pieces, offset)
+
+
+def _without(pieces: Pieces, count: int) -> Pieces:
+    """What is left when `count` bytes were written."""
+    for index, piece in enumerate(pieces):
+        if count < len(piece):
+            return [memoryview(piece)[count:], *pieces[index + 1 :]]
+        count -= len(piece)
+    return []
 
 
 def pwrite_zeros(fd: int, offset: int, length: int) -> None:
@@ -96,5 +109,5 @@ def pwrite_zeros(fd: int, offset: int, length: int) -> None:
     end = offset + length
     while offset < end:
         piece = ZEROS[: min(len(ZEROS), end - offset)]
-        pwrite_all(fd, piece, offset)
+        pwrite_all(fd, [piece], offset)
         offset += len(piece)

@@ -8,7 +8,7 @@ can end a write that blocks. All threads are joined before a call returns or rai
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from typing import TypeVar
 from backyfs.errors import Corrupt
 from backyfs.model import FRAME, Extent, gaps, merged
 from backyfs.restore.target import Target
-from backyfs.store.contract import Image, StoredImage
+from backyfs.store.contract import StoredImage
 
 BATCH = 2 << 20
 """Bytes of image one task covers."""
@@ -46,7 +46,7 @@ def _ignore(count: int) -> None:
 
 
 def restore(
-    image: Image,
+    image: StoredImage,
     target: Target,
     *,
     salvage: bool = False,
@@ -106,18 +106,18 @@ def batches(extents: Iterable[Extent]) -> Iterator[Batch]:
 class _Reader:
     """Reads extents; with `salvage` what is damaged becomes zeros and is remembered in `bad`."""
 
-    def __init__(self, image: Image, salvage: bool) -> None:
+    def __init__(self, image: StoredImage, salvage: bool) -> None:
         self.image = image
         self.bad: list[Extent] = []
         self._salvage = salvage
 
-    def read(self, extent: Extent) -> bytes:
+    def read(self, extent: Extent) -> list[bytes]:
         try:
-            return self.image.read(extent.offset, extent.length)
+            return self.image.pieces(extent.offset, extent.length)
         except Corrupt:
             if not self._salvage:
                 raise
-        return b"".join(self._read_frame(part) for part in _frames(extent))
+        return [self._read_frame(part) for part in _frames(extent)]
 
     def _read_frame(self, extent: Extent) -> bytes:
         try:
@@ -128,18 +128,18 @@ class _Reader:
 
 
 def _pour(reader: _Reader, target: Target, threads: int, advance: Advance) -> None:
-    def read(batch: Batch) -> list[tuple[int, bytes]]:
-        return [(extent.offset, reader.read(extent)) for extent in batch]
+    def read(batch: Batch) -> list[tuple[Extent, list[bytes]]]:
+        return [(extent, reader.read(extent)) for extent in batch]
 
     position = 0
     with closing(_in_order(read, batches(reader.image.extents()), threads)) as results:
-        for pieces in results:
-            for offset, data in pieces:
-                if offset > position:
-                    target.zero(position, offset - position)
-                target.write(offset, data)
-                position = offset + len(data)
-                advance(len(data))
+        for batch in results:
+            for extent, pieces in batch:
+                if extent.offset > position:
+                    target.zero(position, extent.offset - position)
+                target.write(extent.offset, pieces)
+                position = extent.end
+                advance(extent.length)
     if position < reader.image.size:
         target.zero(position, reader.image.size - position)
 
@@ -173,8 +173,11 @@ def _run(function: Callable[[T], int], items: Iterable[T], threads: int, advance
 
 def _in_order(
     function: Callable[[T], R], items: Iterable[T], threads: int
-) -> Iterator[R]:  # a generator: close it
-    """`function` of each item, computed by `threads` threads, given back in the items' order."""
+) -> Generator[R, None, None]:
+    """`function` of each item, computed by `threads` threads, given back in the items' order.
+
+    To be closed: that ends the threads.
+    """
     pending: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads, "restore") as pool:
         try:

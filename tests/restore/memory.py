@@ -31,6 +31,10 @@ class MemoryImage:
                 raise Corrupt("test", offset=number * FRAME, length=FRAME)
         return self.content[offset : offset + length]
 
+    def pieces(self, offset: int, length: int) -> list[bytes]:
+        data = self.read(offset, length)
+        return [data[at : at + FRAME] for at in range(0, length, FRAME)]
+
     def try_read(self, offset: int, length: int) -> bytes | None:
         return None
 

@@ -1,0 +1,111 @@
+"""backyfs init: make a directory the repository of a VM."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from backyfs.cli import output
+from backyfs.cli.session import Session
+from backyfs.errors import NoRepository, UsageError
+from backyfs.model import DEFAULT_DISK, disk_name, vm_name
+
+_PRICE = {
+    "cow": "restores with cp and mounts at native speed; needs this btrfs or XFS",
+    "packs": "compressed, checked on every read, moves with cp and rsync",
+}
+
+
+@click.command()
+@click.argument("kind", metavar="TYPE")
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.option(
+    "--store",
+    type=click.Choice(["auto", "packs", "cow"]),
+    default="auto",
+    show_default=True,
+    help="How to keep the data: packs (any file system) or cow (btrfs, XFS); auto takes cow on "
+    "btrfs.",
+)
+@click.option(
+    "--schedule",
+    metavar="NAME",
+    default="daily",
+    show_default=True,
+    help="Which tags backups get and how long they stay: daily or hourly.",
+)
+@click.pass_obj
+def command(
+    session: Session, kind: str, sources: tuple[str, ...], store: str, schedule: str
+) -> None:
+    """Make the directory given with -b the repository of a VM and note what is backed up there.
+
+    TYPE is the type of the source. For `file`, SOURCE is the path of an image file or a block
+    device; several disks are written as NAME=PATH each:
+
+    \b
+        backyfs -b /srv/backy/web01 init file /var/lib/vms/web01.img
+        backyfs -b /srv/backy/db01 init file root=/dev/vg/db01 data=/dev/vg/db01-data
+
+    The directory's name is the VM's name. What is backed up, and when, is written to the file
+    `config` in it, which may be edited.
+    """  # noqa: D301 - click takes a backspace for: leave these lines alone
+    from backyfs.config import BUILT_IN, Job, write_job
+    from backyfs.source import registry
+    from backyfs.store.repository import Repository, is_repository
+
+    if schedule not in BUILT_IN:
+        raise UsageError(f"no schedule {schedule!r}", hint=f"there are: {', '.join(BUILT_IN)}")
+    directory = session.directory.resolve()
+    vm_name(directory.name)
+    settings = _settings(kind, sources)
+    source = registry.make(kind, settings)
+    disks = source.disks()
+    config = directory / "config"
+    if is_repository(directory) and not config.exists():
+        repository = Repository.open(directory)  # an init that was interrupted, or a copy
+    else:
+        _make_base(directory.parent)
+        repository = Repository.create(directory, store)
+    write_job(config, Job(kind, settings, BUILT_IN[schedule]))
+    if not session.quiet:
+        what = f"{len(disks)} disks" if len(disks) > 1 else "1 disk"
+        output.line(f"{repository.name}: {what}, store {repository.store} in {directory}")
+        output.line(f"  {repository.store}: {_PRICE[repository.store]}")
+
+
+def _make_base(base: os.PathLike[str]) -> None:
+    try:
+        os.makedirs(base, 0o750, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as exc:
+        raise NoRepository(f"{exc.filename} is not a directory") from exc
+
+
+def _settings(kind: str, sources: Sequence[str]) -> dict[str, Any]:
+    """The `source` section of the job."""
+    if kind != "file":
+        if len(sources) > 1:
+            raise UsageError(f"a source of type {kind} is named by one word")
+        return {"image": sources[0]}
+    if len(sources) == 1 and not _named(sources[0]):
+        return {"filename": os.path.abspath(sources[0])}
+    disks: dict[str, str] = {}
+    for text in sources:
+        name, path = _named(text) or (DEFAULT_DISK, text)
+        if name in disks:
+            raise UsageError(
+                f"two disks are called {name!r}", hint="name each one: root=PATH data=PATH"
+            )
+        disks[name] = os.path.abspath(path)
+    return {"disks": disks}
+
+
+def _named(text: str) -> tuple[str, str] | None:
+    """NAME=PATH in two parts; None for a path (also one with a = in it that exists)."""
+    name, sign, path = text.partition("=")
+    if not sign or "/" in name or os.path.exists(text):
+        return None
+    return disk_name(name), path

@@ -1,0 +1,61 @@
+"""`backyfs mount`: show revisions as a tree of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from backyfs.cli import output
+from backyfs.cli.session import Session
+
+MIB = 1024 * 1024
+
+EPILOG = """\b
+Examples:
+  backyfs -b /srv/backy mount /mnt/backy
+  ls -l /mnt/backy/web01
+  cp --sparse=always /mnt/backy/web01/latest/disk.img /var/tmp/
+  backyfs umount /mnt/backy
+
+The tree is read-only. New revisions appear and removed ones vanish within two seconds. A damaged
+part of an image is an I/O error for that part only."""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option(
+    "-f", "--foreground", is_flag=True, help="Stay; SIGTERM or SIGINT (Ctrl-C) end the mount."
+)
+@click.option(
+    "--allow-other", is_flag=True, help="Let all users of this host read everything in the tree."
+)
+@click.option(
+    "--cache",
+    "cache_mib",
+    metavar="MIB",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Memory for decoded data.",
+)
+@click.pass_obj
+def command(
+    session: Session, mountpoint: Path, foreground: bool, allow_other: bool, cache_mib: int
+) -> None:
+    """Show the revisions of all VMs below the backup directory as a tree of files.
+
+    Returns when the tree is ready.
+    """
+    from backyfs.mount.daemon import Logging, mount
+
+    mount(
+        session.directory,
+        mountpoint,
+        foreground=foreground,
+        allow_other=allow_other,
+        cache_bytes=cache_mib * MIB,
+        logging=Logging(session.logfile, session.verbose, session.quiet),
+    )
+    if not foreground:
+        output.say(session, f"mounted on {mountpoint}; end it with: backyfs umount {mountpoint}")
