@@ -39,7 +39,8 @@ def _extent(entry: object, where: str) -> Extent:
     offset, length = entry["offset"], entry["length"]
     if type(offset) is not int or type(length) is not int:
         raise UsageError(f"{where}: offset and length must be whole numbers of bytes")
-    if entry.get("exists", True) not in _EXISTS:
+    exists = entry.get("exists", True)
+    if not isinstance(exists, bool | str) or exists not in _EXISTS:
         raise UsageError(f'{where}: "exists" must be true or false')
     return Extent(offset, length)
 

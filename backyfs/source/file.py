@@ -232,7 +232,8 @@ class _Disk:
             end = os.lseek(fd, start, os.SEEK_HOLE)
         except OSError as exc:
             if exc.errno == errno.ENXIO:  # only a hole up to the end of the file
-                self._check_end()
+                if os.fstat(fd).st_size < self.size:
+                    raise self._shrunk(position) from None
                 return self.size, self.size
             if exc.errno == errno.EINVAL:  # a device, or a file system that cannot tell
                 return position, self.size
@@ -240,10 +241,6 @@ class _Disk:
                 f"cannot list the data of {self._path} from byte {position}: {exc.strerror}"
             ) from exc
         return min(start, self.size), min(end, self.size)
-
-    def _check_end(self) -> None:
-        if (now := os.fstat(self._reader.fd).st_size) < self.size:
-            raise self._shrunk(now)
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes; SourceUnavailable when the image ends before or fails."""
@@ -263,9 +260,11 @@ class _Disk:
             ) from exc
         return data
 
-    def _shrunk(self, end: int) -> SourceUnavailable:
+    def _shrunk(self, offset: int) -> SourceUnavailable:
+        end = os.fstat(self._reader.fd).st_size
         return SourceUnavailable(
-            f"{self._path} ends at byte {end}: it had {self.size} bytes when the backup started",
+            f"cannot read {self._path} at byte {offset}: it ends at byte {end} now, "
+            f"and had {self.size} bytes when the backup started",
             hint="back it up again when nobody is resizing it",
         )
 
