@@ -43,7 +43,8 @@ printf '%sbackyfs: a tour%s (in %s, removed at the end)\n' "$bold" "$plain" "$to
 heading "The disk of a virtual machine: a partition table and a file system with files in it"
 mkdir -p root/etc root/var/www root/var/lib/orders vms mnt
 echo 'Welcome to web01.' >root/etc/motd
-cp "$project/LICENSE" root/var/www/licence.txt
+cp "$project/LICENSE" original.txt
+cp original.txt root/var/www/licence.txt
 head -c 64M /dev/urandom >root/var/lib/orders/orders.db
 run "truncate -s 512M vms/web01.img"
 run "echo 'size=500M, type=linux, name=root' | sfdisk -q --label gpt vms/web01.img"
@@ -74,7 +75,7 @@ if [ -r /dev/fuse ] && command -v fusermount3 >/dev/null; then
     heading "All revisions of all machines as a tree of files"
     run "backyfs -b srv mount mnt"
     run "ls -l mnt/web01"
-    run "find mnt -name '*.img' | sort"
+    run "ls -lhs mnt/web01/latest/"
     first=$(backyfs -b srv/web01 find -r 'first(all)' | sed 's|.*/||; s|\.json$||')
 
     heading "Copy the newest image out: it is the disk, byte for byte"
@@ -86,8 +87,8 @@ if [ -r /dev/fuse ] && command -v fusermount3 >/dev/null; then
     run "debugfs -R 'cat /etc/motd' 'mnt/web01/latest/disk.img?offset=1048576'"
     run "debugfs -R 'cat /etc/motd' 'mnt/web01/$first/disk.img?offset=1048576'"
     run "debugfs -R 'dump /var/www/licence.txt licence.txt' 'mnt/web01/$first/disk.img?offset=1048576'"
-    run "sha256sum licence.txt $project/LICENSE"
-    same "$(sha256sum licence.txt)" "$(sha256sum "$project/LICENSE")" "the file and what was put into the machine"
+    run "sha256sum original.txt licence.txt"
+    same "$(sha256sum original.txt)" "$(sha256sum licence.txt)" "the file and what was put into the machine"
     run "backyfs umount mnt"
 else
     heading "No /dev/fuse here: the mounted tree is left out"
