@@ -91,6 +91,9 @@ def _explain_one(error: BaseException) -> Failure | None:
             return Failure(14 if error.errno in NO_SPACE else 1, _os_message(error))
         case MemoryError():
             return Failure(1, "out of memory")
+        case ModuleNotFoundError() if not (error.name or "backyfs").startswith("backyfs"):
+            text = f"the Python library {error.name} is missing"
+            return Failure(1, text, "install it, or see: backyfs doctor")
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,10 @@ class Session:
     logfile: Path | None
     verbose: bool
     quiet: bool
+
+    def at(self, directory: Path) -> Session:
+        """The same options for another directory."""
+        return replace(self, directory=directory)
 
     def repository(self) -> Repository:
         """The VM's repository in `directory`. NoRepository, Unsupported, Corrupt."""

@@ -1,0 +1,83 @@
+"""backyfs copy: copy revisions into another repository, converting its format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from backyfs.cli import options, output
+from backyfs.cli.session import Session
+from backyfs.model import vm_name
+from backyfs.store.repository import Repository, is_repository
+
+
+@click.command()
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("target", metavar="DST", type=click.Path(path_type=Path))
+@click.option(
+    "--store",
+    type=click.Choice(["auto", "packs", "cow"]),
+    default="auto",
+    show_default=True,
+    help="Format of DST if it is made now.",
+)
+@options.wait
+@options.progress
+@options.dry_run
+@options.as_json
+@click.pass_obj
+def command(
+    session: Session,
+    source: Path,
+    target: Path,
+    store: str,
+    wait_s: float,
+    progress: bool | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Copy the revisions of the repository SRC into DST, oldest first.
+
+    DST may be of the other format, and is made if it does not exist. Copied are the revisions
+    newer than the newest common one; ids, times, tags and trust stay; each copy has the digest of
+    its original. What was copied stays copied when a later revision fails.
+    """
+    from backyfs.cli.running import run
+    from backyfs.cli.showing import showing
+    from backyfs.engine.copying import copy, missing
+
+    origin = session.at(source).repository()
+    exists = is_repository(target)
+    if dry_run:
+        there = Repository.open(target).revisions() if exists else []
+        for record in missing(origin.revisions(), there):
+            _print("would_copy", record.id, as_json)
+        return
+    copied_to = Repository.open(target) if exists else _made(origin, target, store)
+    with session.logging(copied_to), showing(session, progress, as_json=as_json) as shown:
+        result = run(copy, origin, copied_to, wait_s=wait_s, progress=shown)
+    for revision in result.copied:
+        _print("copied", revision, as_json)
+    if not as_json and not session.quiet:
+        present = len(result.present)
+        output.line(f"{len(result.copied)} copied, {present} present, to {copied_to.path}")
+
+
+def _made(origin: Repository, target: Path, store: str) -> Repository:
+    """A new repository at `target` with the job of the original."""
+    vm_name(target.resolve().name)
+    made = Repository.create(target, store)
+    config = origin.path / "config"
+    if config.exists():
+        from backyfs.store.fs import publish
+
+        publish(made.path / "config", config.read_bytes())
+    return made
+
+
+def _print(kind: str, revision: str, as_json: bool) -> None:
+    if as_json:
+        output.json_line({"message_type": kind, "revision": revision})
+    else:
+        output.line(f"{kind.replace('_', ' ')} {revision}")

@@ -1,0 +1,76 @@
+"""backyfs help: the help of a command, or a topic that belongs to none."""
+
+from __future__ import annotations
+
+import click
+
+from backyfs.cli import hints, output
+from backyfs.cli.main import COMMANDS, program
+
+EXIT_CODES = """\
+  0  done
+  1  failed
+  2  wrong usage, or something that would lose data was not confirmed
+ 10  no repository there, or one this program cannot use
+ 11  no such revision or disk
+ 12  damaged data
+ 13  the source cannot be read
+ 14  no space left
+ 75  busy: another process is writing to the repository; try again or give --wait
+130  stopped by SIGINT (Ctrl-C)
+141  the reader of stdout went away
+143  stopped by SIGTERM
+
+A revision that could not be made consistent (torn) is no failure: it is recorded and warned of.
+Nothing that failed exits 0."""
+
+SPEC = """\
+Which revisions: SPEC
+
+  latest, last          the newest revision
+  0, 1, 2 …             by number: 0 is the newest, 1 the one before
+  first                 the oldest
+  all                   every one, oldest first
+  20261121T220112Z-7f3a an id, or a beginning of it that no other one has
+  tag:NAME              all with this tag
+  trust:STATE           all that are trusted, verified or distrusted
+  2026-11-14            the newest one not after that day (local time zone)
+  2026-11-14T12:00      … not after that minute; also with seconds, Z or +01:00
+  NAME                  standing alone: the newest with this tag
+
+  A..B                  from A to B, both included; either side may be missing
+  2026-11-01..2026-11-14  from that day to that day
+  A,B                   A, then B, no revision twice
+  A&B                   those of A that are also in B (binds tighter than the comma)
+  not(A)  reverse(A)    all others · in the other order
+  first(A)  last(A)     the first, the last of A
+  (A)                   parentheses
+
+Blanks around words do not matter. Quotes make , & ( ) and .. part of a name: tag:"a..b".
+
+  backyfs restore -r 'last(tag:daily & trust:verified)' disk.img
+  backyfs forget -r '2026-01-01..2026-03-31 & not(tag:monthly)'"""
+
+UNLOCK = """\
+There is nothing to unlock: locks are flock(2) locks, which go with the process that holds them.
+`backyfs status` of a busy repository works; a second writer exits 75 and names the first one."""
+
+TOPICS = {"exit-codes": EXIT_CODES, "spec": SPEC, "unlock": UNLOCK}
+
+
+@click.command()
+@click.argument("topic", required=False)
+@click.pass_context
+def command(ctx: click.Context, topic: str | None) -> None:
+    """Explain a command, or one of the topics exit-codes, spec and unlock."""
+    parent = ctx.find_root()
+    if topic is None:
+        output.line(parent.get_help())
+    elif topic in TOPICS:
+        output.line(TOPICS[topic])
+    else:
+        found = program.get_command(parent, topic)
+        if found is None:
+            raise hints.unknown_command(topic, [*COMMANDS, *TOPICS])
+        with click.Context(found, info_name=topic, parent=parent) as inner:
+            output.line(found.get_help(inner))
