@@ -1,0 +1,52 @@
+"""backyfs scrub: check the stored bytes little by little, within a time budget."""
+
+from __future__ import annotations
+
+import click
+
+from backyfs.cli import options, output
+from backyfs.cli.session import Session
+from backyfs.errors import Corrupt
+
+
+@click.command()
+@click.option(
+    "--budget",
+    "budget_s",
+    metavar="S",
+    type=click.FloatRange(min=0),
+    help="Stop after S seconds; the next run goes on there (default: to the end).",
+)
+@options.progress
+@options.as_json
+@click.pass_obj
+def command(session: Session, budget_s: float | None, progress: bool | None, as_json: bool) -> None:
+    """Read every stored byte once, oldest first, over as many runs as it takes.
+
+    Meant for the scheduler: a few minutes each night. Damage is remembered as by `verify`. Exits
+    12 while any revision is known to be damaged.
+    """
+    from backyfs.cli.running import run
+    from backyfs.cli.showing import showing
+    from backyfs.engine.scrub import scrub
+
+    repository = session.repository()
+    with session.logging(repository), showing(session, progress, as_json=as_json) as shown:
+        result = run(scrub, repository, budget_s, progress=shown)
+    if as_json:
+        output.json_line(
+            {
+                "message_type": "summary",
+                "checked_bytes": result.checked_bytes,
+                "bad_frames": result.bad_frames,
+                "complete": result.complete,
+                "damaged": sorted(result.damage),
+            }
+        )
+    elif not session.quiet:
+        rest = "all is read" if result.complete else "the next run goes on here"
+        output.line(
+            f"checked {output.size(result.checked_bytes)}, {result.bad_frames} bad frames; {rest}"
+        )
+    if result.damage:
+        raise Corrupt(f"{len(result.damage)} revisions (see: backyfs status)", vm=repository.name)
