@@ -57,14 +57,15 @@ class PacksFormat:
         )
 
     def stage(self, revision: str, parent: Record | None) -> PackStage:
-        """Start a revision on top of `parent`; its unreadable disks count as having no parent."""
-        parents = {}
+        """Start a revision on top of `parent`; all of a disk that cannot be opened is required."""
+        parents: dict[str, ParentDisk] = {}
         for disk in parent.disks.values() if parent else ():
             assert parent is not None
             with contextlib.suppress(Corrupt, NoRevision):
                 image = self.open(parent, disk)
                 parents[disk.name] = ParentDisk(image, disk.files, self._bad_frames(image))
-        return PackStage(self._place, self._library, revision, parents)
+        lost = parent.disks.keys() - parents.keys() if parent else ()
+        return PackStage(self._place, self._library, revision, parents, lost)
 
     # Damage
 

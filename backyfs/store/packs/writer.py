@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +46,18 @@ class PackDiskWriter:
     """DiskWriter of the packs format."""
 
     def __init__(
-        self, size: int, parent: ParentDisk | None, segments: SegmentWriter, repairs: Repairs
+        self,
+        size: int,
+        parent: ParentDisk | None,
+        segments: SegmentWriter,
+        repairs: Repairs,
+        *,
+        lost: bool = False,
     ) -> None:
+        """`lost`: there is a parent disk, but it cannot be opened, so everything is required."""
         self.size = size
         self.parent = parent
+        self._lost = lost
         self._segments = segments
         self._repairs = repairs
         self._frames = frame_count(size)
@@ -69,6 +77,8 @@ class PackDiskWriter:
 
     def required(self) -> list[Extent]:
         """Extents that must be written: the boundary after a resize, and damaged frames."""
+        if self._lost:
+            return [Extent(0, self.size)] if self.size else []
         return list(
             merged(
                 Extent(frame * FRAME, min(FRAME, self.size - frame * FRAME))
@@ -252,10 +262,16 @@ class PackStage:
     """Stage of the packs format: one set of segments for all disks of the revision."""
 
     def __init__(
-        self, place: Place, library: Library, revision: str, parents: Mapping[str, ParentDisk]
+        self,
+        place: Place,
+        library: Library,
+        revision: str,
+        parents: Mapping[str, ParentDisk],
+        lost: Collection[str] = (),
     ) -> None:
+        """`lost`: disks of the parent revision that cannot be opened."""
         self._place, self._library, self._revision = place, library, revision
-        self._parents = parents
+        self._parents, self._lost = parents, lost
         self._segments = SegmentWriter(place.layout.packs, revision, place.uuid, place.fs)
         self._repairs = Repairs(place, library)
         self._disks: dict[str, PackDiskWriter] = {}
@@ -275,7 +291,13 @@ class PackStage:
         disk_name(name)
         if name in self._disks:
             raise UsageError(f"two disks are called {name}")
-        writer = PackDiskWriter(size, self._parents.get(name), self._segments, self._repairs)
+        writer = PackDiskWriter(
+            size,
+            self._parents.get(name),
+            self._segments,
+            self._repairs,
+            lost=name in self._lost,
+        )
         self._disks[name] = writer
         return writer
 
