@@ -102,6 +102,11 @@ class Fs:
         with self._guard("rename", new):
             os.replace(old, new)
 
+    def link(self, old: Path, new: Path) -> None:
+        """Give `old` a second name; FileExistsError when `new` is there."""
+        with self._guard("link", new):
+            os.link(old, new)
+
     def unlink(self, path: Path) -> None:
         """Remove a name; one that is not there is no error."""
         with self._guard("unlink", path), contextlib.suppress(FileNotFoundError):
@@ -165,7 +170,7 @@ def publish_new(target: Path, data: Buffer, fs: Fs = SYSTEM, mode: int = 0o640) 
         finally:
             os.close(fd)
         try:
-            os.link(tmp, target)
+            fs.link(tmp, target)
         except FileExistsError:
             return False
         fs.sync_dir(target.parent)

@@ -265,6 +265,7 @@ class Repository:
         unfinished = intent.read()
         with lock.meta(self.layout.meta_lock):
             if unfinished and not self.layout.record(unfinished).exists():
+                self.fs.sync_dir(self.layout.revisions)  # a record taken back must stay away
                 self.format.discard(unfinished)
             for path in _temporaries(self.layout):
                 self.fs.unlink(path)
@@ -434,11 +435,18 @@ class Staging:
         trace: TracebackType | None,
     ) -> None:
         self._stage.close()
-        if self._done:
-            return
-        with contextlib.suppress(OSError, BackyfsError):
-            self._repository.format.discard(self.revision)
-            self._intent.clear()
+        if not self._done:
+            with contextlib.suppress(OSError, BackyfsError):  # the next writer cleans up
+                self._withdraw()
+
+    def _withdraw(self) -> None:
+        layout, fs = self._repository.layout, self._repository.fs
+        if layout.record(self.revision).exists():
+            # Named, but not durably so. First the record: it must never name files that are gone.
+            fs.unlink(layout.record(self.revision))
+            fs.sync_dir(layout.revisions)
+        self._repository.format.discard(self.revision)
+        self._intent.clear()
 
     @property
     def stored_bytes(self) -> int:
@@ -465,7 +473,11 @@ class Staging:
         return self._stage.written(name)
 
     def commit(self, draft: Draft) -> Record:
-        """Publish the revision: from the moment this returns it exists, durably."""
+        """Publish the revision: from the moment this returns it exists, durably.
+
+        When it raises nothing is published, unless the medium refuses even to take the record's
+        name back: then the revision is there, complete.
+        """
         if not self._sealed:
             self.seal()
         repository = self._repository
@@ -473,7 +485,8 @@ class Staging:
         # The record's rename is the commit point; everything it names is durable already.
         publish(repository.layout.record(self.revision), record.encode(), repository.fs)
         self._done = True
-        self._intent.clear()
+        with contextlib.suppress(OSError, BackyfsError):
+            self._intent.clear()  # if not, the next writer finds the record and does it
         return record
 
     def _record(self, draft: Draft) -> Record:
@@ -516,12 +529,14 @@ def _sound_names(record: Record) -> bool:
 
 
 def _temporaries(layout: Layout) -> list[Path]:
+    """Unfinished files nobody works on. Damage and configuration are written without our locks."""
+    oldest = clock.time() - STRAY_AGE_S
     return [
         path
-        for directory in (layout.revisions, layout.packs)
+        for directory in (layout.revisions, layout.packs, layout.quarantine, layout.path)
         if directory.is_dir()
-        for path in directory.iterdir()
-        if path.name.endswith(TEMPORARY_SUFFIX)
+        for path in directory.glob(f"*{TEMPORARY_SUFFIX}")
+        if directory in (layout.revisions, layout.packs) or path.stat().st_mtime < oldest
     ]
 
 

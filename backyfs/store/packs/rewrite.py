@@ -52,8 +52,9 @@ class Rewriter:
                 self._copy(segment, keep, replacements)
             self._flush()
             self._pack.publish(self._tables, self._names)
-        finally:
-            self._pack.close()
+        except BaseException:
+            self._pack.abandon()
+            raise
 
     def _index(self, name: str) -> int:
         index = self._indices.get(name)

@@ -6,6 +6,7 @@ Appending is serialised by a lock; everything expensive happened before, in the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import threading
@@ -43,11 +44,22 @@ class PackWriter:
         self._tmp = temporary(target)
         self._fd = fs.create(self._tmp)
         self.at = self._synced = self._pushed = 0
-        self.write(pack_header(repository, secrets.token_bytes(32)))
+        try:
+            self.write(pack_header(repository, secrets.token_bytes(32)))
+        except BaseException:
+            self.abandon()
+            raise
 
     def write(self, data: bytes | bytearray) -> None:
-        """Append bytes at `at`; keeps the amount of unwritten page cache bounded."""
-        self._fs.write(self._fd, data, self._target)
+        """Append bytes at `at`; keeps the amount of unwritten page cache bounded.
+
+        After a failure nothing more can be written: it would lie at the wrong place.
+        """
+        try:
+            self._fs.write(self._fd, data, self._target)
+        except BaseException:
+            self.close()
+            raise
         self.at += len(data)
         if self.at - self._synced >= SYNC_BYTES:
             space.ensure(self._target.parent, 0)
@@ -71,6 +83,12 @@ class PackWriter:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def abandon(self) -> None:
+        """Close and remove an unfinished file: its space may be needed at once."""
+        self.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._tmp)
 
 
 @dataclass(frozen=True, slots=True)
