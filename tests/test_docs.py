@@ -44,6 +44,7 @@ _VOLATILE = [
     (re.compile(r"(\b\d+ h )?(\b\d+ min )?\b\d+(\.\d+)? m?s\b|\b\d+ h \d+ min\b"), "DURATION"),
     (re.compile(r"\b\d+(\.\d+)? ?([KMGT]i?B?|bytes)(?!\w)"), "SIZE"),
     (re.compile(r"\b\d+(\.\d+)? ?%"), "PERCENT"),
+    (re.compile(r"\b(offset|byte) \d+"), r"\1 OFFSET"),  # frames are stored as they get ready
     (re.compile(r"-{3,}"), "---"),
     (re.compile(r"\s+"), " "),
 ]
