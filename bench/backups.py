@@ -118,7 +118,7 @@ def random4k(bench: Workbench) -> None:
 def _take_gc(bench: Workbench, system: Backyfs) -> None:
     """What memory collecting garbage takes when half of the revisions are gone."""
     with bench.attempt(GC, OURS):
-        run([system.command("forget", "-r", "first..5")])
+        run([system.command("forget", "--yes", "-r", "first..5")])
     bench.take(GC, OURS, [system.gc(), durable(system.home)])
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 _READ = 1 << 20
+_SETTLE_S, _CALM_S = 5.0, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +76,28 @@ class FileGrowth:
 
 
 class SpaceGrowth:
-    """Growth by the space taken on a file system: the true figure where files share blocks."""
+    """Growth by the space taken on a file system: the true figure where files share blocks.
+
+    Waits first until the file system has freed what was removed before, which it does behind
+    our back.
+    """
 
     def __init__(self, mountpoint: Path) -> None:
         self._mountpoint = mountpoint
-        self._before = _used_bytes(mountpoint)
+        self._before = _settled_bytes(mountpoint)
 
     def added(self) -> Stored:
         grown = _used_bytes(self._mountpoint) - self._before
         return Stored(grown, grown)
+
+
+def _settled_bytes(mountpoint: Path) -> int:
+    used, before = _used_bytes(mountpoint), -1
+    deadline = time.monotonic() + _SETTLE_S
+    while used != before and time.monotonic() < deadline:
+        time.sleep(_CALM_S)
+        used, before = _used_bytes(mountpoint), used
+    return used
 
 
 def _used_bytes(mountpoint: Path) -> int:
