@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from backyfs.model import FRAME
 from backyfs.store.cow.blocks import frame_hashes
-from backyfs.store.cow.reflink import places
+from backyfs.store.cow.fiemap import places
 from backyfs.store.cow.table import hash_at, unit_of
 from backyfs.store.digest import HASH
 from backyfs.store.format import Place

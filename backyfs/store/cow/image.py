@@ -24,6 +24,7 @@ from backyfs.store import lock
 from backyfs.store.contract import StoredImage
 from backyfs.store.cow import damage
 from backyfs.store.cow.blocks import different, frame_hashes, runs
+from backyfs.store.cow.fiemap import apart
 from backyfs.store.cow.reflink import data_extents
 from backyfs.store.cow.table import (
     Table,
@@ -189,6 +190,32 @@ class CowImage:
         return isinstance(other, CowImage) and os.path.samestat(
             os.fstat(self.fd), os.fstat(other.fd)
         )
+
+    def unshared(self, other: StoredImage) -> Iterator[Extent]:
+        if not isinstance(other, CowImage):
+            return self.extents()
+        if self.shared_with(other):
+            return iter(())
+        return whole_frames(self._apart(other), self.size)
+
+    def _apart(self, other: CowImage) -> Iterator[Extent]:
+        """Data in another place than `other`'s, and frames of another content."""
+        yield from (e for e in apart(self.fd, other.fd, self.size) if e.offset < self.size)
+        common = min(frame_count(self.size), frame_count(other.size))
+        for group in range(-(-common // FAN_OUT)):
+            if self.table.recorded(group) != other.table.recorded(group):
+                yield from self._of_other_content(other, group, common)
+
+    def _of_other_content(self, other: CowImage, group: int, common: int) -> Iterator[Extent]:
+        first, end = group * FAN_OUT, min((group + 1) * FAN_OUT, common)
+        try:
+            mine, theirs = self.hashes(first, end - first), other.hashes(first, end - first)
+        except Corrupt:
+            yield Extent(first * FRAME, (end - first) * FRAME)
+            return
+        for number in different(mine, theirs):
+            if not mine.startswith(ZERO_HASH, number * HASH):
+                yield Extent((first + number) * FRAME, FRAME)
 
     # Reading
 

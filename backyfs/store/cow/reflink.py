@@ -1,4 +1,4 @@
-"""What `cow` asks of a file system: shared blocks, holes and extents, by ioctl and lseek.
+"""What `cow` asks of a file system: shared blocks and holes, by ioctl and lseek.
 
 Reading questions go to the kernel directly; whatever changes something goes through `Fs` (its
 `call` hook at least), so that tests can fail it.
@@ -23,15 +23,10 @@ from backyfs.store.layout import Layout
 
 _BTRFS_MAGIC = 0x9123683E
 _XFS_MAGIC = 0x58465342
-_FS_IOC_FIEMAP = 0xC020660B
 _FS_IOC_FSGETXATTR = 0x801C581F
 _FS_IOC_FSSETXATTR = 0x401C5820
 _XFLAG_COWEXTSIZE = 0x00010000
 _FSXATTR = struct.Struct("=IIIII8x")  # xflags, extsize, nextents, project, cowextsize
-_FIEMAP = struct.Struct("=QQIIII")  # start, length, flags, mapped, room, reserved
-_FIEMAP_EXTENT = struct.Struct("=QQQ16xI12x")  # logical, physical, length, flags
-_FIEMAP_UNMAPPED = 0x02 | 0x04 | 0x200  # UNKNOWN, DELALLOC, DATA_INLINE: no physical place
-_FIEMAP_ROOM = 64
 
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS)
 
@@ -113,29 +108,6 @@ def clone(fs: Fs, source_fd: int, target_fd: int, path: Path) -> None:
                 hint="use such a file system, or --store packs (backyfs copy converts)",
             ) from exc
         raise
-
-
-def extent_count(fd: int) -> int:
-    """How many extents the file system keeps for the file: what a reflink copy costs."""
-    answer = fcntl.ioctl(fd, _FS_IOC_FIEMAP, _FIEMAP.pack(0, 2**64 - 1, 0, 0, 0, 0))
-    return int(_FIEMAP.unpack(answer)[3])
-
-
-def places(fd: int, offset: int, length: int) -> set[int]:
-    """Physical 4 KiB block numbers behind a small range of a file; holes have none."""
-    room = _FIEMAP_ROOM
-    answer = bytearray(_FIEMAP.pack(offset, length, 0, 0, room, 0))
-    answer += bytes(room * _FIEMAP_EXTENT.size)
-    fcntl.ioctl(fd, _FS_IOC_FIEMAP, answer)
-    found: set[int] = set()
-    for number in range(_FIEMAP.unpack_from(answer)[3]):
-        at = _FIEMAP.size + number * _FIEMAP_EXTENT.size
-        logical, physical, size, flags = _FIEMAP_EXTENT.unpack_from(answer, at)
-        if not flags & _FIEMAP_UNMAPPED:
-            first, end = max(logical, offset), min(logical + size, offset + length)
-            start = physical + first - logical
-            found.update(range(start // BLOCK, -(-(start + end - first) // BLOCK)))
-    return found
 
 
 def data_extents(fd: int, start: int, end: int) -> Iterator[Extent]:

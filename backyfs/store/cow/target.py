@@ -22,8 +22,9 @@ from backyfs.store.cow.blocks import (
     frame_hashes,
     runs,
 )
+from backyfs.store.cow.fiemap import extent_count
 from backyfs.store.cow.image import CowImage, batches
-from backyfs.store.cow.reflink import clone, extent_count
+from backyfs.store.cow.reflink import clone
 from backyfs.store.cow.table import Head, hash_at, level1_at, table_bytes
 from backyfs.store.digest import HASH, frame_count
 from backyfs.store.fs import Fs, forget_pages, read_exactly, temporary

@@ -17,9 +17,9 @@ from backyfs.model import FRAME, Extent, merged
 from backyfs.store.contract import Buffer
 from backyfs.store.cow import damage
 from backyfs.store.cow.blocks import different, frame_hashes, runs
+from backyfs.store.cow.fiemap import extent_count
 from backyfs.store.cow.healing import Healer
 from backyfs.store.cow.image import CowImage
-from backyfs.store.cow.reflink import extent_count
 from backyfs.store.cow.table import (
     Head,
     checksum,
