@@ -17,12 +17,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 
 import trio
 
 from backyfs.config.schedule import Schedule
+from backyfs.engine.clock import utc_now
 from backyfs.engine.locking import writing
 from backyfs.engine.partitions import tables
 from backyfs.engine.pipeline import Job, in_thread, run_jobs
@@ -40,11 +41,6 @@ from backyfs.store.repository import Repository, Staging
 log = logging.getLogger(__name__)
 
 ChangeLists = Mapping[str, Sequence[Extent]]
-
-
-def utc_now() -> datetime:
-    """The time a revision gets: when its backup starts."""
-    return datetime.now(UTC)
 
 
 async def back_up(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from pathlib import Path
 
+from backyfs.model import FRAME
+from backyfs.store.packs.image import PackImage
 from backyfs.store.record import Record
 from backyfs.store.repository import Repository
 
@@ -32,3 +35,27 @@ def sound(repository: Repository) -> None:
     assert repository.damage() == {}
     with repository.writing():
         pass
+
+
+def flip(path: Path, offset: int) -> None:
+    """Damage one byte of a file, behind everybody's back."""
+    with open(path, "r+b") as stream:
+        stream.seek(offset)
+        byte = stream.read(1)
+        stream.seek(offset)
+        stream.write(bytes([byte[0] ^ 0xFF]))
+
+
+def damage_frame(repository: Repository, record: Record, number: int, disk: str = "disk") -> None:
+    """Damage the stored bytes of a frame: of all revisions that share it (packs), or of one."""
+    if repository.store == "cow":
+        flip(repository.layout.revisions / f"{record.id}.{disk}.img", number * FRAME + 100)
+        return
+    with closing(repository.open_disk(record, disk)) as image:
+        assert isinstance(image, PackImage)
+        place = image.locate(number)
+        assert place is not None
+        library = image._library
+        segment = library.segment(place.unit)
+        offset, length = segment.entry(place.number)[:2]
+        flip(segment.pack.path, offset + length // 2)

@@ -125,7 +125,7 @@ def _differences(old: bytes, new: bytes | bytearray) -> Iterator[Extent]:
 
 
 def disk(frames: str, seed: int = 0, tail: int = 0) -> bytearray:
-    """A disk by its frames: '.' zero, a letter the same random frame each time; `tail` bytes more."""
+    """A disk by its frames: '.' is zero, a letter always the same bytes; `tail` bytes more."""
     content = bytearray()
     for letter in frames:
         content += bytes(FRAME) if letter == "." else frame(letter, seed)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from backyfs.engine.retention import Candidate
 from backyfs.model import Consistency, Trust
 from backyfs.store.record import Record, State, Stats
+
+
+def clock(at: datetime) -> Callable[[], datetime]:
+    """A clock that stands still."""
+    return lambda: at
+
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -1,0 +1,186 @@
+"""Scrub: over many short runs, reads every stored frame once, oldest revision first.
+
+Where it was is kept in `scrub.json` of the repository, so that a run goes on where the last one
+stopped, for whatever reason. Bad frames go into quarantine; nothing else is changed, and no writer
+is waited for. Revisions that come or go between runs do no harm: what a later revision shares
+with one that has been read is not read again in the same pass.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+import trio
+
+from backyfs.engine.clock import utc_now
+from backyfs.engine.coverage import Share, shares
+from backyfs.engine.pipeline import run_jobs
+from backyfs.engine.plan import pieces, size_of
+from backyfs.engine.progress import QUIET, Phase, Progress
+from backyfs.engine.verification import Checked, check_pieces
+from backyfs.errors import Corrupt
+from backyfs.model import Extent
+from backyfs.store.format import Damage
+from backyfs.store.fs import publish
+from backyfs.store.record import parse_time, sealed, timestamp, unsealed
+from backyfs.store.repository import Repository
+
+STATE_NAME = "scrub.json"
+SAVE_EVERY = 128
+"""Pieces of 2 MiB between two saves of the position."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far the present pass is: all before `offset` of `disk` in revision `seq` was read.
+
+    `seq` -1: a pass begins. `finished`: when the last complete pass ended.
+    """
+
+    seq: int = -1
+    disk: str = ""
+    offset: int = 0
+    started: datetime | None = None
+    finished: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scrubbed:
+    """What one run did. `complete`: it reached the end of the pass; `damage`: by revision."""
+
+    checked_bytes: int
+    bad_frames: int
+    complete: bool
+    position: Position
+    damage: dict[str, list[Damage]]
+
+
+async def scrub(
+    repository: Repository,
+    budget_s: float | None = None,
+    *,
+    progress: Progress = QUIET,
+    now: Callable[[], datetime] = utc_now,
+) -> Scrubbed:
+    """Go on with the present pass for `budget_s` seconds (None: to its end). Can be cancelled."""
+    run = _Run(repository, await trio.to_thread.run_sync(position, repository), progress, now)
+    deadline = None if budget_s is None else time.monotonic() + budget_s
+    await run.go(deadline)
+    return Scrubbed(
+        run.checked_bytes,
+        run.bad_frames,
+        run.complete,
+        run.position,
+        await trio.to_thread.run_sync(repository.damage),
+    )
+
+
+def position(repository: Repository) -> Position:
+    """Where the present pass is; its beginning when nothing (readable) is known of it."""
+    path = repository.path / STATE_NAME
+    try:
+        value = unsealed(path.read_bytes(), str(path))
+        return Position(
+            seq=int(value["seq"]),
+            disk=str(value["disk"]),
+            offset=int(value["offset"]),
+            started=_time(value["started"]),
+            finished=_time(value["finished"]),
+        )
+    except (FileNotFoundError, Corrupt, KeyError, TypeError, ValueError):
+        return Position()
+
+
+def _time(text: Any) -> datetime | None:
+    return parse_time(text) if text else None
+
+
+def _save(repository: Repository, at: Position) -> None:
+    value = {
+        "seq": at.seq,
+        "disk": at.disk,
+        "offset": at.offset,
+        "started": timestamp(at.started) if at.started else None,
+        "finished": timestamp(at.finished) if at.finished else None,
+    }
+    publish(repository.path / STATE_NAME, sealed(value), repository.fs)
+
+
+class _Run:
+    def __init__(
+        self,
+        repository: Repository,
+        start: Position,
+        progress: Progress,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._repository, self._progress, self._now = repository, progress, now
+        self.position = start if start.seq >= 0 else replace(start, started=now())
+        self.checked_bytes = self.bad_frames = 0
+        self.complete = False
+
+    async def go(self, deadline: float | None) -> None:
+        """Read shares until the pass or the time is over."""
+        self._progress.start(Phase.SCRUB, await trio.to_thread.run_sync(self._ahead))
+        with closing(shares(self._repository, self._repository.revisions())) as row:
+            while share := await trio.to_thread.run_sync(next, row, None):
+                if not await self._share(share, deadline):
+                    return
+        self.complete = True
+        self.position = Position(finished=self._now())
+        await trio.to_thread.run_sync(_save, self._repository, self.position)
+
+    def _ahead(self) -> int:
+        row = shares(self._repository, self._repository.revisions())
+        return sum(size_of(self._left(share)) for share in row)
+
+    def _left(self, share: Share) -> Iterator[Extent]:
+        """The part of a share this pass has not read yet."""
+        at, seq = self.position, share.record.seq
+        names = list(share.record.disks)
+        if seq < at.seq:
+            return
+        done = 0
+        if seq == at.seq and at.disk in names:
+            if names.index(share.disk) < names.index(at.disk):
+                return
+            done = at.offset if share.disk == at.disk else 0
+        for extent in share.extents:
+            if extent.end > done:
+                start = max(extent.offset, done)
+                yield Extent(start, extent.end - start)
+
+    async def _share(self, share: Share, deadline: float | None) -> bool:
+        """Read what is left of a share; whether there was time for all of it."""
+        ahead = (piece for extent in self._left(share) for piece in pieces(extent))
+        while batch := list(islice(ahead, SAVE_EVERY)):
+            read: list[Extent] = []
+            await run_jobs(check_pieces(share, self._until(batch, deadline, read)), self._took)
+            if read:
+                self.position = replace(
+                    self.position, seq=share.record.seq, disk=share.disk, offset=read[-1].end
+                )
+                await trio.to_thread.run_sync(_save, self._repository, self.position)
+            if len(read) < len(batch):
+                return False
+        return True
+
+    def _until(
+        self, batch: list[Extent], deadline: float | None, read: list[Extent]
+    ) -> Iterator[Extent]:
+        for piece in batch:
+            if deadline is not None and time.monotonic() >= deadline:
+                return
+            read.append(piece)
+            yield piece
+
+    def _took(self, checked: Checked) -> None:
+        self.checked_bytes += checked.length
+        self.bad_frames += len(checked.bad)
+        self._progress.advance(checked.length)

@@ -1,0 +1,226 @@
+"""Verification of published revisions: every frame is read from the medium and checked.
+
+Never waits for a writer and changes nothing but quarantine records and states. What is found bad
+goes into quarantine, which makes every revision that reaches it damaged; what reads well again is
+taken out. A frame that several revisions share is read once where the store can tell.
+
+Beside the frames, the tree of hashes is computed again up to the digest in the record: a map that
+names the wrong frames would pass a check frame by frame.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+
+import trio
+
+from backyfs.engine.clock import utc_now
+from backyfs.engine.coverage import Share, shares
+from backyfs.engine.pipeline import Job, run_jobs
+from backyfs.engine.plan import pieces, size_of
+from backyfs.engine.progress import QUIET, Phase, Progress
+from backyfs.engine.readback import frames
+from backyfs.engine.trust import verified
+from backyfs.errors import BackyfsError, Corrupt, NoRevision
+from backyfs.model import FRAME, Extent, merged
+from backyfs.store.contract import StoredImage
+from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest, node
+from backyfs.store.format import Damage
+from backyfs.store.record import Record
+from backyfs.store.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is known of a revision after verification. `removed`: it went away meanwhile."""
+
+    record: Record
+    damage: list[Damage] = field(default_factory=list)
+    removed: bool = False
+
+    @property
+    def sound(self) -> bool:
+        """Whether all of the revision was there and as recorded."""
+        return not (self.damage or self.removed)
+
+
+async def verify(
+    repository: Repository,
+    records: Sequence[Record],
+    *,
+    quick: bool = False,
+    progress: Progress = QUIET,
+    now: Callable[[], datetime] = utc_now,
+) -> list[Verdict]:
+    """Read these revisions completely and say of each, in order of `seq`, what is damaged.
+
+    Sound revisions become trusted as verified. `quick` looks at the structure of the files and
+    at known damage only, and changes nothing. Can be cancelled; what was found stays recorded.
+    """
+    found: Findings = defaultdict(list)
+    if not quick:
+        progress.start(Phase.VERIFY, await trio.to_thread.run_sync(_bytes, repository, records))
+        await _read(repository, records, progress, found)
+    verdicts = []
+    for record in sorted(records, key=lambda record: record.seq):
+        judge = partial(_judge, repository, record, found[record.id], None if quick else now())
+        verdicts.append(await trio.to_thread.run_sync(judge))
+    return verdicts
+
+
+Findings = defaultdict[str, list[Damage]]
+
+
+def _bytes(repository: Repository, records: Sequence[Record]) -> int:
+    return sum(size_of(share.extents) for share in shares(repository, records))
+
+
+async def _read(
+    repository: Repository, records: Sequence[Record], progress: Progress, found: Findings
+) -> None:
+    bad: defaultdict[str, set[int]] = defaultdict(set)  # by disk, of the latest revision
+    with closing(shares(repository, records)) as row:
+        while share := await trio.to_thread.run_sync(next, row, None):
+            here = await trio.to_thread.run_sync(_inherited, share, bad[share.disk])
+
+            def took(checked: Checked, here: set[int] = here) -> None:
+                here.update(checked.bad)
+                progress.advance(checked.length)
+
+            parts = (part for extent in share.extents for part in pieces(extent))
+            await run_jobs(check_pieces(share, parts), took)
+            bad[share.disk] = here
+            found[share.record.id] += _damage(share, here)
+            found[share.record.id] += await trio.to_thread.run_sync(wrong_hashes, share)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What checking a piece of an image showed: bytes looked at, numbers of bad frames."""
+
+    length: int
+    bad: list[int]
+
+
+def check_pieces(share: Share, extents: Iterable[Extent]) -> Iterator[Job[Checked]]:
+    """A job for each extent (small, whole frames) of a share: check its frames.
+
+    The store itself keeps in quarantine what is bad.
+    """
+
+    def check(extent: Extent) -> Checked:
+        bad = share.image.check(extent.offset // FRAME, frames(extent.length))
+        return Checked(extent.length, bad)
+
+    return (partial(check, extent) for extent in extents)
+
+
+def _inherited(share: Share, bad: set[int]) -> set[int]:
+    """Those bad frames of the disk before that this disk shares.
+
+    The quarantine would say it, too, but on a read-only medium there may be none.
+    """
+    if share.before is None:
+        return set()
+    own = [(extent.offset // FRAME, frames(extent.end)) for extent in share.extents] if bad else []
+    return {
+        number
+        for number in bad
+        if number < frames(share.image.size)
+        and not any(first <= number < end for first, end in own)
+        and not _is_hole(share.image, number)
+    }
+
+
+def _is_hole(image: StoredImage, number: int) -> bool:
+    try:
+        return image.hashes(number, 1) == ZERO_HASH
+    except Corrupt:
+        return False
+
+
+def _damage(share: Share, bad: set[int]) -> list[Damage]:
+    size = share.image.size
+    extents = (Extent(n * FRAME, min(FRAME, size - n * FRAME)) for n in bad)
+    return [Damage(share.disk, extent, "fails its checksum") for extent in merged(extents)]
+
+
+def wrong_hashes(share: Share) -> list[Damage]:
+    """Where the hashes of the frames do not lead to the digest in the record."""
+    image, disk = share.image, share.record.disks[share.disk]
+    try:
+        groups = image.groups()
+        if digest(image.size, groups) != disk.digest:
+            return [Damage(disk.name, None, "the group hashes do not lead to the digest")]
+        before = share.before.groups() if share.before is not None else b""
+        return [
+            Damage(disk.name, _group_extent(group, image.size), problem)
+            for group in _groups(share.extents, groups, before)
+            if (problem := _wrong_group(share, group, groups))
+        ]
+    except (BackyfsError, OSError) as exc:
+        return [Damage(disk.name, None, str(exc))]
+
+
+def _groups(extents: Sequence[Extent], groups: bytes, before: bytes) -> list[int]:
+    """Groups that hold one of these extents, or that differ from those of the disk before."""
+    length = FAN_OUT * FRAME
+    touched = {
+        group
+        for extent in extents
+        for group in range(extent.offset // length, -(-extent.end // length))
+    }
+    differ = {
+        at // HASH
+        for at in range(0, len(groups), HASH)
+        if groups[at : at + HASH] != before[at : at + HASH]
+    }
+    return sorted(touched | differ)
+
+
+def _wrong_group(share: Share, group: int, groups: bytes) -> str:
+    first = group * FAN_OUT
+    count = min(FAN_OUT, frames(share.image.size) - first)
+    try:
+        hashes = share.image.hashes(first, count)
+    except Corrupt as exc:
+        return exc.reason
+    recorded = groups[group * HASH : group * HASH + HASH]
+    return "" if node(hashes) == recorded else "the frame hashes do not lead to the digest"
+
+
+def _group_extent(group: int, size: int) -> Extent:
+    offset = group * FAN_OUT * FRAME
+    return Extent(offset, min(FAN_OUT * FRAME, size - offset))
+
+
+def _judge(
+    repository: Repository, record: Record, found: list[Damage], at: datetime | None
+) -> Verdict:
+    """The verdict; `at` is the time to enter in the state of a sound revision, if any."""
+    try:
+        repository.record(record.id)
+        damage = found + [item for item in repository.damage_of(record) if _is_new(item, found)]
+        if not damage and at is not None:
+            verified(repository, record, at)
+    except NoRevision:
+        return Verdict(record, removed=True)
+    except Corrupt as exc:
+        return Verdict(record, [Damage("", None, exc.reason)])
+    return Verdict(record, damage)
+
+
+def _is_new(item: Damage, found: list[Damage]) -> bool:
+    """Whether `item` says more than what was found already."""
+    return item.extent is None or not any(
+        known.disk == item.disk
+        and known.extent is not None
+        and known.extent.offset <= item.extent.offset
+        and item.extent.end <= known.extent.end
+        for known in found
+    )

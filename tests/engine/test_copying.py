@@ -1,0 +1,174 @@
+"""Copies have the same bytes, ids, times, tags, order and digests, whatever the formats."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from backyfs.engine.backup import back_up
+from backyfs.engine.copying import copy, differences, missing
+from backyfs.engine.tags import add_tags
+from backyfs.engine.trust import distrust
+from backyfs.engine.verification import verify
+from backyfs.errors import Busy, Corrupt, UsageError
+from backyfs.model import FRAME, Extent
+from backyfs.store.record import Record
+from backyfs.store.repository import Repository
+from tests.engine.checks import content, damage_frame, files, sound
+from tests.engine.conftest import Stores
+from tests.engine.memory import MemorySource, disk
+from tests.engine.revisions import START, clock, record
+
+CONTENTS = [
+    {"root": disk("ab.c" * 300, tail=100)},
+    {"root": disk("ab.c" * 299 + "aX..", tail=100), "data": disk("xyz")},
+    {"root": disk("ab.c" * 299 + "aX..", tail=100), "data": disk("x.zw", tail=7)},
+    {"root": disk("ab.c" * 10, tail=1), "data": disk("")},
+    {"data": disk("........q")},
+]
+
+
+async def filled(repository: Repository) -> list[Record]:
+    """A history with growth, shrinkage, disks that come and go, tags and trust."""
+    source = MemorySource()
+    start = datetime(2026, 3, 1, tzinfo=UTC)
+    for number, contents in enumerate(CONTENTS):
+        source.contents = contents
+        at = start + timedelta(days=number)
+        await back_up(repository, source, tags=["daily"], now=clock(at))
+    records = repository.revisions()
+    add_tags(repository, [records[1]], ["manual:keep"])
+    distrust(repository, [records[2]], "the clock was wrong")
+    await verify(repository, [records[3]])
+    return records
+
+
+def same(source: Repository, target: Repository) -> None:
+    """The target has all that the source has, but for what depends on the format."""
+    ours, theirs = source.revisions(), target.revisions()
+    assert [record.id for record in theirs] == [record.id for record in ours]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert source.state(mine) == target.state(other)
+        for name, found in mine.disks.items():
+            assert other.disks[name].digest == found.digest
+            assert content(target, other, name) == content(source, mine, name)
+            assert other.disks[name].source == found.source
+            assert other.disks[name].partitions == found.partitions
+        assert replace(mine.stats, stored=0) == replace(other.stats, stored=0)
+        kept = ("id", "time", "tool", "consistency", "reason", "verification")
+        assert [getattr(mine, name) for name in kept] == [getattr(other, name) for name in kept]
+
+
+@pytest.mark.parametrize("source", ["packs", "cow"])
+@pytest.mark.parametrize("target", ["packs", "cow"])
+async def test_between_all_formats(stores: Stores, source: str, target: str) -> None:
+    one, other = stores(source), stores(target)
+    records = await filled(one)
+    result = await copy(one, other)
+    assert result.copied == [record.id for record in records]
+    same(one, other)
+    sound(other)
+
+
+async def test_only_differences_are_stored(stores: Stores) -> None:
+    one, other = stores("packs"), stores("packs")
+    await filled(one)
+    await copy(one, other)
+    for mine, theirs in zip(one.revisions(), other.revisions(), strict=True):
+        assert theirs.stats.stored <= mine.stats.stored + 1024
+
+
+async def test_again_copies_nothing(stores: Stores) -> None:
+    one, other = stores("packs"), stores("packs")
+    records = await filled(one)
+    await copy(one, other)
+    before = files(other)
+    result = await copy(one, other)
+    assert (result.copied, result.present) == ([], [record.id for record in records])
+    assert files(other) == before
+
+
+async def test_it_goes_on_where_it_stopped(stores: Stores) -> None:
+    """Also when the source lost old revisions, and the target lost some that it had."""
+    one, other = stores("packs"), stores("packs")
+    source = MemorySource({"disk": disk("abcd")})
+    first = await back_up(one, source)
+    source.contents["disk"] = disk("abcX")
+    second = await back_up(one, source)
+    await copy(one, other)
+    other.remove([first.id])
+    source.contents["disk"] = disk("aYcX")
+    third = await back_up(one, source)
+    one.remove([second.id])
+    result = await copy(one, other)
+    assert result.copied == [third.id]
+    assert [record.id for record in other.revisions()] == [second.id, third.id]
+    assert content(other, other.record(third.id)) == disk("aYcX")
+
+
+async def test_a_damaged_original_is_not_copied(stores: Stores) -> None:
+    one, other = stores("packs"), stores("packs")
+    source = MemorySource({"disk": disk("abcd")})
+    first = await back_up(one, source)
+    source.contents["disk"] = disk("abXd")
+    second = await back_up(one, source)
+    damage_frame(one, second, 2)
+    with pytest.raises(Corrupt) as caught:
+        await copy(one, other)
+    assert (caught.value.revision, caught.value.offset) == (second.id, 2 * FRAME)
+    assert [record.id for record in other.revisions()] == [first.id]
+    sound(other)
+    damage_frame(one, second, 2)  # flips it back
+    assert (await copy(one, other)).copied == [second.id]
+    same(one, other)
+
+
+async def test_a_writer_in_the_target(stores: Stores) -> None:
+    one, other = stores("packs"), stores("packs")
+    await filled(one)
+    with other.writing(), pytest.raises(Busy):
+        await copy(one, other)
+
+
+async def test_onto_itself(packs: Repository) -> None:
+    with pytest.raises(UsageError, match="same"):
+        await copy(packs, Repository.open(packs.path))
+
+
+async def test_a_backup_goes_on_in_the_copy(stores: Stores) -> None:
+    """Bookmarks are copied, so the source's changes may be used there."""
+    one, other = stores("packs"), stores("packs")
+    source = MemorySource({"disk": disk("abcd")}, tracking=True)
+    await back_up(one, source)
+    await copy(one, other)
+    source.contents["disk"][0] ^= 1
+    made = await back_up(other, source)
+    assert made.stats.read == FRAME
+    assert content(other, made) == source.contents["disk"]
+
+
+def test_what_is_missing() -> None:
+    days = [record(n, START + timedelta(days=n)) for n in range(6)]
+    assert missing(days, []) == days
+    assert missing(days, days[:3]) == days[3:]
+    assert missing(days, [days[0], days[2]]) == days[3:]
+    assert missing(days[3:], days[:2]) == days[3:]
+    assert missing(days, days) == []
+    assert missing([], days) == []
+
+
+async def test_differences_are_whole_frames_of_the_image(packs: Repository) -> None:
+    source = MemorySource({"disk": disk("abcd", tail=10)})
+    first = await back_up(packs, source)
+    source.contents["disk"] = disk("aX.")
+    second = await back_up(packs, source)
+    small, big = packs.open_disk(second, "disk"), packs.open_disk(first, "disk")
+    assert list(differences(big, None)) == [Extent(0, 4 * FRAME + 10)]
+    assert list(differences(big, small)) == [Extent(FRAME, 3 * FRAME + 10)]
+    assert list(differences(small, big)) == [Extent(FRAME, 2 * FRAME)]
+    assert list(differences(small, small)) == []
+    assert list(differences(small, None)) == [Extent(0, 2 * FRAME)]
+    small.close()
+    big.close()

@@ -1,0 +1,98 @@
+"""Scrub reads everything once per pass, in as many runs as it takes."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+import pytest
+import trio
+
+from backyfs.engine.backup import back_up
+from backyfs.engine.scrub import STATE_NAME, Position, position, scrub
+from backyfs.model import FRAME
+from backyfs.store.repository import Repository
+from tests.engine.checks import damage_frame, flip
+from tests.engine.memory import MemorySource, disk
+from tests.engine.test_verification import history
+
+
+async def test_a_pass_reads_each_stored_frame_once(packs: Repository) -> None:
+    await history(packs, "abcd" * 10, "abcd" * 9 + "abcX")
+    at = datetime(2026, 5, 1, tzinfo=UTC)
+    found = await scrub(packs, now=lambda: at)
+    assert found.checked_bytes == 41 * FRAME
+    assert (found.complete, found.bad_frames, found.damage) == (True, 0, {})
+    assert position(packs) == Position(finished=at)
+
+
+async def test_nothing_to_scrub(packs: Repository) -> None:
+    found = await scrub(packs)
+    assert (found.complete, found.checked_bytes) == (True, 0)
+
+
+async def test_damage_is_found_and_named_in_all_revisions(packs: Repository) -> None:
+    records = await history(packs, "abcd", "abXd")
+    damage_frame(packs, records[0], 1)
+    found = await scrub(packs)
+    assert found.bad_frames == 1
+    assert set(found.damage) == {record.id for record in records}
+
+
+async def test_runs_without_time_do_nothing_and_lose_nothing(packs: Repository) -> None:
+    await history(packs, "abcd")
+    found = await scrub(packs, 0)
+    assert (found.complete, found.checked_bytes) == (False, 0)
+
+
+async def test_many_runs_make_one_pass(packs: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run has time for one piece; together they read everything once."""
+    source = MemorySource({"a": disk("abcdefgh" * 20), "b": disk("x..y" * 30)})
+    await back_up(packs, source)
+    source.contents["a"] = disk("Xbcdefgh" * 20)
+    await back_up(packs, source)
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))
+    total = runs = 0
+    while not (found := await scrub(packs, 2)).complete:
+        total += found.checked_bytes
+        runs += 1
+        assert runs < 100
+    total += found.checked_bytes
+    assert runs > 4
+    assert total == (160 + 60 + 20) * FRAME
+
+
+async def test_removal_between_runs_does_no_harm(
+    packs: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = await history(packs, "abcd" * 40, "aXcd" * 40, "aXYd" * 40)
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))
+    assert not (await scrub(packs, 3)).complete
+    packs.remove([records[0].id])
+    damage_frame(packs, records[2], 159)
+    bad = 0
+    while not (found := await scrub(packs, 3)).complete:
+        bad += found.bad_frames
+    assert bad + found.bad_frames == 1
+
+
+async def test_a_damaged_state_starts_over(packs: Repository) -> None:
+    await history(packs, "abcd")
+    await scrub(packs)
+    flip(packs.path / STATE_NAME, 30)
+    assert position(packs) == Position()
+    assert (await scrub(packs)).checked_bytes == 4 * FRAME
+
+
+async def test_a_writer_does_not_hold_it_up(packs: Repository) -> None:
+    await history(packs, "abcd")
+    with packs.writing(), trio.fail_after(10):
+        assert (await scrub(packs)).complete
+
+
+async def test_fsck_knows_the_state(packs: Repository) -> None:
+    await history(packs, "abcd")
+    await scrub(packs)
+    assert packs.fsck() == []
