@@ -91,7 +91,7 @@ if [ -r /dev/fuse ] && command -v fusermount3 >/dev/null; then
     same "$(sha256sum original.txt)" "$(sha256sum licence.txt)" "the file and what was put into the machine"
     run "backyfs umount mnt"
 else
-    heading "No /dev/fuse here: the mounted tree is left out"
+    heading "The mounted tree is left out: no access to /dev/fuse"
 fi
 
 heading "Get the whole machine back, as it was before"
