@@ -26,9 +26,9 @@ from backyfs.mount.mountpoint import (
     FSTYPE,
     absolute,
     is_dead,
-    serving,
     mounted_at,
     prepare,
+    serving,
     unmount,
 )
 
@@ -73,6 +73,7 @@ def mount(
         "cache_bytes": cache_bytes,
     }
     if foreground:
+        logs.configure(verbose=logging.verbose, quiet=logging.quiet, logfile=logging.logfile)
         _serve(settings, lambda: None)
     else:
         _start(settings, logging)

@@ -201,7 +201,9 @@ class Handlers(pyfuse3.Operations):
         opened = await trio.to_thread.run_sync(self._tree.open, inode, limiter=self._readers)
         number = next(self._numbers)
         self._files[number] = _File(opened, ReadAhead(opened.node.size, READ_AHEAD_BYTES))
-        return FileInfo(fh=number, keep_cache=opened.node.lasts)
+        lasts = opened.node.lasts
+        # What may have changed is read past the page cache, which would cut it to its former size.
+        return FileInfo(fh=number, keep_cache=lasts, direct_io=not lasts)
 
     @_guarded
     async def release(self, fh: int) -> None:

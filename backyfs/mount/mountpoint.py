@@ -169,7 +169,8 @@ def is_dead(mount: Mount) -> bool:
         if found is not None:
             return False
     try:
-        os.stat(mount.point)
+        # Not stat: the kernel may still know the attributes.
+        os.close(os.open(mount.point, os.O_RDONLY | os.O_DIRECTORY))
     except OSError as exc:
         return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False

@@ -1,0 +1,335 @@
+"""How mounts begin and end: commands, signals, crashes; nothing stale is ever left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backyfs.errors import NoRepository, TargetError
+from backyfs.mount.daemon import mount, umount
+from backyfs.mount.mountpoint import mounted_at
+from backyfs.store.repository import Repository
+from tests.mount.mounts import Mounted, eventually, is_alive, mounted, server_of, watched
+from tests.parts import require
+from tests.reader.stores import content, make_vm
+
+DATA = content(20, seed=8)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("base")
+    make_vm(base, "vm", DATA)
+    return base
+
+
+@pytest.fixture
+def point(tmp_path: Path) -> Path:
+    (tmp_path / "mnt").mkdir()
+    return tmp_path / "mnt"
+
+
+@pytest.fixture
+def tree(base: Path, point: Path) -> Iterator[Mounted]:
+    with mounted(base, point) as mount:
+        yield mount
+
+
+def backyfs(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60)
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "backyfs.cli.main", *map(str, arguments)]
+
+
+def image(point: Path) -> Path:
+    return point / "vm/latest/disk.img"
+
+
+# ---- the commands --------------------------------------------------------------------------------
+
+
+def test_the_commands(base: Path, point: Path) -> None:
+    require("fuse")
+    done = backyfs("-b", base, "mount", point)
+    assert (done.returncode, done.stdout) == (0, "")
+    with watched(point) as pid:
+        assert image(point).read_bytes() == DATA, "ready when the command returns"
+        done = backyfs("umount", point)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert not is_alive(pid), "gone when the command returns"
+        assert mounted_at(point) is None
+
+
+@pytest.mark.parametrize("how", ["inside", "is", "file", "missing", "full", "twice"])
+def test_mountpoints_that_will_not_do(base: Path, point: Path, tmp_path: Path, how: str) -> None:
+    require("fuse")
+    (tmp_path / "file").touch()
+    (base / "vm" / "deep").mkdir(exist_ok=True)
+    (tmp_path / "link").symlink_to(base / "vm" / "deep")
+    target = {
+        "inside": tmp_path / "link",
+        "is": base,
+        "file": tmp_path / "file",
+        "missing": tmp_path / "none" / "where",
+        "full": tmp_path,
+        "twice": point,
+    }[how]
+    with mounted(base, point) if how == "twice" else contextlib.nullcontext():
+        done = backyfs("-b", base, "mount", target)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    (base / "vm" / "deep").rmdir()
+
+
+def test_what_is_said(base: Path, point: Path, tmp_path: Path) -> None:
+    with pytest.raises(NoRepository, match="no directory"):
+        mount(tmp_path / "none", point)
+    with pytest.raises(TargetError, match="nothing is mounted"):
+        umount(point)
+    with pytest.raises(TargetError, match="not of backyfs"):
+        umount(Path("/proc"))
+    with pytest.raises(TargetError, match="inside the store"):
+        mount(base, base / "vm")
+
+
+def test_a_busy_tree_is_not_unmounted(tree: Mounted) -> None:
+    with open(image(tree.path), "rb"), pytest.raises(TargetError, match="busy"):
+        umount(tree.path)
+    assert image(tree.path).read_bytes() == DATA
+    umount(tree.path)
+
+
+def test_a_path_with_a_blank_and_a_link(base: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "a b\tc\\d"
+    odd.mkdir()
+    (tmp_path / "link").symlink_to(odd)
+    require("fuse")
+    mount(base, tmp_path / "link")
+    with watched(odd) as pid:
+        assert image(odd).read_bytes() == DATA
+        umount(tmp_path / "link")
+        assert not is_alive(pid)
+
+
+# ---- ends ----------------------------------------------------------------------------------------
+
+
+def test_umount_8(tree: Mounted) -> None:
+    require("root")
+    subprocess.run(["umount", tree.path], check=True, timeout=20)
+    assert eventually(lambda: not tree.alive())
+
+
+def test_fusermount3(tree: Mounted) -> None:
+    subprocess.run(["fusermount3", "-u", tree.path], check=True, timeout=20)
+    assert eventually(lambda: not tree.alive())
+
+
+def test_a_detached_tree_serves_what_is_open(tree: Mounted) -> None:
+    with open(image(tree.path), "rb", buffering=0) as stream:
+        stream.read(1)
+        umount(tree.path, lazy=True)
+        assert mounted_at(tree.path) is None
+        stream.seek(0)
+        assert stream.readall() == DATA
+        assert tree.alive()
+    assert eventually(lambda: not tree.alive())
+
+
+def test_a_detached_tree_does_not_take_its_successor_along(tree: Mounted, base: Path) -> None:
+    with open(image(tree.path), "rb", buffering=0) as stream:
+        umount(tree.path, lazy=True)
+        with mounted(base, tree.path) as second:
+            assert stream.readall() == DATA
+            stream.close()
+            assert eventually(lambda: not tree.alive())
+            time.sleep(0.5)  # what tidied up after the first one must not touch the second
+            assert second.alive()
+            assert image(second.path).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_cleanly(tree: Mounted, number: signal.Signals, busy: bool) -> None:
+    fd = os.open(image(tree.path), os.O_RDONLY) if busy else -1
+    os.kill(tree.pid, number)
+    assert eventually(lambda: not tree.alive())
+    with contextlib.suppress(OSError):  # the file is cut off from its mount
+        os.close(fd)
+    assert mounted_at(tree.path) is None
+    assert os.listdir(tree.path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_foreground(base: Path, point: Path, number: signal.Signals) -> None:
+    require("fuse")
+    foreground = command("-b", base, "mount", "-f", point)
+    with subprocess.Popen(foreground, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert eventually(lambda: server_of(point) == process.pid, 20)
+            with watched(point):
+                assert image(point).read_bytes() == DATA
+                process.send_signal(number)
+                assert process.wait(10) == 0
+                assert mounted_at(point) is None
+            assert process.stderr is not None
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
+
+
+def test_a_killed_process_leaves_no_mount(tree: Mounted) -> None:
+    fd = os.open(image(tree.path), os.O_RDONLY)
+    os.kill(tree.pid, signal.SIGKILL)
+    assert eventually(lambda: mounted_at(tree.path) is None)
+    with pytest.raises(OSError, match=r"connect|abort"):
+        os.read(fd, 1)
+    with contextlib.suppress(OSError):
+        os.close(fd)
+    assert os.listdir(tree.path) == []
+
+
+def test_a_dead_mount_is_repaired(base: Path, point: Path) -> None:
+    with mounted(base, point) as tree:
+        _kill_with_helper(tree.pid, point)
+        with pytest.raises(OSError, match="not connected"):
+            os.listdir(point)
+        with mounted(base, point):
+            assert image(point).read_bytes() == DATA
+        assert mounted_at(point) is None
+
+
+def test_a_dead_mount_can_be_unmounted(base: Path, point: Path) -> None:
+    with mounted(base, point) as tree:
+        _kill_with_helper(tree.pid, point)
+        umount(point)
+        assert mounted_at(point) is None
+
+
+def _kill_with_helper(pid: int, point: Path) -> None:
+    """Kill the process and, first, the fusermount3 that would tidy up after it."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if words[0].endswith(b"fusermount3") and os.fsencode(point) in words:
+                    os.kill(int(entry.name), signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: not is_alive(pid))
+
+
+def test_the_starter_may_die(base: Path, point: Path) -> None:
+    """Its terminal, session and process group are not the mount's."""
+    require("fuse")
+    background = command("-b", base, "mount", point)
+    starter = subprocess.Popen(background, start_new_session=True, stderr=subprocess.DEVNULL)
+    assert starter.wait(30) == 0
+    with watched(point) as pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(starter.pid, signal.SIGHUP)
+        os.kill(pid, signal.SIGHUP)
+        time.sleep(0.2)
+        assert os.getsid(pid) not in (starter.pid, os.getsid(0))
+        assert os.readlink(f"/proc/{pid}/cwd") == "/"
+        assert image(point).read_bytes() == DATA
+
+
+# ---- who may look --------------------------------------------------------------------------------
+
+NOBODY = 65534
+
+
+def as_nobody(*command: object) -> subprocess.CompletedProcess[str]:
+    require("root")
+    setpriv = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]
+    return subprocess.run(
+        [str(part) for part in (*setpriv, *command)], capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.fixture
+def open_path(tmp_path: Path) -> Iterator[None]:
+    """Let other users reach the test's directories."""
+    changed = [p for p in tmp_path.parents if p.owner() == "root" and not p.stat().st_mode & 0o001]
+    modes = {path: path.stat().st_mode for path in [tmp_path, *changed]}
+    for path in modes:
+        path.chmod(0o755)
+    yield
+    for path, mode in modes.items():
+        path.chmod(mode)
+
+
+@pytest.mark.usefixtures("open_path")
+@pytest.mark.parametrize("allowed", [False, True])
+def test_others(base: Path, point: Path, allowed: bool) -> None:
+    with mounted(base, point, allow_other=allowed):
+        done = as_nobody("sha256sum", image(point))
+        assert (done.returncode == 0) == allowed
+        assert allowed or "Permission denied" in done.stderr
+
+
+@pytest.mark.usefixtures("open_path")
+def test_a_plain_user_mounts_and_unmounts(tmp_path: Path) -> None:
+    """With a /dev/fuse that users may open, as on most systems, in a mount namespace of its own."""
+    require("root")
+    require("fuse")
+    if as_nobody(sys.executable, "-c", "import backyfs.cli.main").returncode:
+        pytest.skip("needs a checkout that other users can read")
+    base, point = tmp_path / "base", tmp_path / "mnt"
+    for directory in (base, point):
+        directory.mkdir()
+    repository = make_vm(base, "vm", DATA)
+    for path in [base, point, *base.rglob("*")]:
+        os.chown(path, NOBODY, NOBODY)
+    subprocess.run(["mknod", "-m", "666", tmp_path / "fuse", "c", "10", "229"], check=True)
+    script = _AS_USER.format(
+        dev=tmp_path / "fuse", python=sys.executable, base=base, point=point, user=NOBODY
+    )
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-e", "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["latest", repository.revisions()[0].id][::-1]
+
+
+_AS_USER = """
+mount --bind {dev} /dev/fuse
+exec setpriv --reuid {user} --regid {user} --clear-groups sh -e -c '
+    backyfs="{python} -m backyfs.cli.main"
+    $backyfs -b {base} mount {point}
+    trap "fusermount3 -uz {point}" EXIT
+    ls {point}/vm
+    cmp {point}/vm/latest/disk.img {point}/vm/latest/disk.img
+    cat {point}/vm/latest/disk.img > /dev/null
+    $backyfs umount {point}
+    trap - EXIT
+    test -z "$(ls -A {point})"
+'
+"""
+
+
+def test_a_read_only_store_can_be_mounted(tmp_path: Path, point: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    repository: Repository = make_vm(base, "vm", DATA)
+    shadow = tmp_path / "shadow"
+    shadow.mkdir()
+    require("root")
+    subprocess.run(["mount", "--bind", base, shadow], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", shadow], check=True)
+        with mounted(shadow, point):
+            assert (point / "vm" / repository.revisions()[0].id / "disk.img").read_bytes() == DATA
+    finally:
+        subprocess.run(["umount", shadow], check=True)
