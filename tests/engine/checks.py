@@ -44,6 +44,8 @@ def flip(path: Path, offset: int) -> None:
         byte = stream.read(1)
         stream.seek(offset)
         stream.write(bytes([byte[0] ^ 0xFF]))
+        stream.flush()
+        os.fsync(stream.fileno())  # or the file system's map of extents would not know yet
 
 
 def damage_frame(repository: Repository, record: Record, number: int, disk: str = "disk") -> None:

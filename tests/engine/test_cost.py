@@ -1,0 +1,60 @@
+"""Cost follows data, not size: a sparse image of 1 TiB, in time and memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from backyfs.store.repository import Repository
+from tests.images import sparse_image
+
+MIB = 1 << 20
+RSS_MAX = 256 * MIB
+
+PROGRAM = """
+import json, resource, sys, time
+from pathlib import Path
+import trio
+from backyfs.engine.backup import back_up
+from backyfs.engine.verification import verify
+from backyfs.source.file import FileSource
+from backyfs.store.repository import Repository
+
+repository = Repository.open(Path(sys.argv[1]))
+source = FileSource({"disk": sys.argv[2]})
+started = time.monotonic()
+record = trio.run(back_up, repository, source)
+trio.run(verify, repository, [record])
+rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"seconds": time.monotonic() - started, "rss": rss, "read": record.stats.read}))
+"""
+
+
+def back_up_outside(repository: Repository, image: Path) -> dict[str, float]:
+    """Back up and verify in a process of its own; what it took."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(repository.path), str(image)],
+        check=True,
+        capture_output=True,
+        timeout=100,
+    )
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+def test_a_sparse_tebibyte(packs: Repository, tmp_path: Path) -> None:
+    pieces = {n << 30: bytes([1 + n % 255]) * 65536 for n in range(0, 1024, 2)}
+    image = sparse_image(tmp_path / "sparse.img", 1 << 40, pieces)
+    first = back_up_outside(packs, image)
+    assert first["read"] == len(pieces) * 65536
+    assert first["rss"] < RSS_MAX
+    assert first["seconds"] < 20
+    second = back_up_outside(packs, image)
+    assert second["rss"] < RSS_MAX
+    assert second["seconds"] < 20
+    old, new = packs.revisions()
+    assert new.stats.changed == 0
+    assert new.stats.stored < 65536
+    assert old.disks["disk"].digest == new.disks["disk"].digest
