@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from backyfs.model import FRAME
 from backyfs.store.cow.blocks import frame_hashes
 from backyfs.store.cow.fiemap import places
-from backyfs.store.cow.table import hash_at, unit_of
+from backyfs.store.cow.table import hash_at
 from backyfs.store.digest import HASH
 from backyfs.store.format import Place
 from backyfs.store.fs import forget_pages, read_exactly
@@ -69,7 +69,7 @@ def _also_bad(place: Place, image: CowImage, number: int) -> Iterator[str]:
         if path.name[ID_LENGTH:] == suffix and path != image.files.image:
             with contextlib.suppress(OSError):
                 if _is_bad(path, number, mine):
-                    yield unit_of(path)
+                    yield path.name.removesuffix(".img")
 
 
 def _is_bad(path: Path, number: int, suspects: set[int]) -> bool:

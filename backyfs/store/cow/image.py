@@ -10,77 +10,46 @@ Safe from many threads. Whoever finds a bad frame records it in the quarantine.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from backyfs.errors import BackyfsError, Busy, Corrupt, NoRevision
+from backyfs.errors import BackyfsError, Corrupt
 from backyfs.model import FRAME, Extent, merged, whole_frames
-from backyfs.store import lock
 from backyfs.store.contract import StoredImage
 from backyfs.store.cow import damage
 from backyfs.store.cow.blocks import different, frame_hashes, runs
+from backyfs.store.cow.checking import Checker
+from backyfs.store.cow.columns import Columns
 from backyfs.store.cow.fiemap import apart
+from backyfs.store.cow.files import Files, become_reader, gone, open_image, open_table
 from backyfs.store.cow.reflink import data_extents
-from backyfs.store.cow.table import (
-    Table,
-    group_frames,
-    hash_at,
-    nonzero_frames,
-    unit_of,
-)
-from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest, frame_count, node
+from backyfs.store.cow.table import Table, group_frames, nonzero_frames
+from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, frame_count
 from backyfs.store.format import Place
 from backyfs.store.fs import forget_pages, read_exactly
 from backyfs.store.record import DiskRecord
 
-log = logging.getLogger(__name__)
-
-BATCH_FRAMES = 16
-"""Frames read at a time where many are read: 1 MiB."""
-
-_COLUMNS = 64  # cached groups of frame hashes: 2 MiB at most
-_LOCK_PATIENCE_S = 2.0
-_LOCK_POLL_S = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """The two files of a disk, as its record names them."""
-
-    image: Path
-    table: Path
-    checksum: str
-
-    @classmethod
-    def of(cls, place: Place, disk: DiskRecord) -> Files:
-        """Where the files lie. Corrupt when the record does not name exactly two."""
-        images = [name for name in disk.files if name.endswith(".img")]
-        tables = [name for name in disk.files if name.endswith(".sum")]
-        if len(images) != 1 or len(tables) != 1 or len(disk.files) != 2:
-            raise Corrupt(f"the record names no image and table for disk {disk.name}")
-        directory = place.layout.revisions
-        return cls(directory / images[0], directory / tables[0], disk.files[tables[0]])
-
 
 class CowImage:
-    """StoredImage over the two files of a disk."""
+    """StoredImage over the two files of a disk. Made by `open`."""
 
     def __init__(
-        self, place: Place, revision: str, disk: DiskRecord, files: Files, check: bool
+        self,
+        place: Place,
+        revision: str,
+        disk: DiskRecord,
+        files: Files,
+        fd: int,
+        table: Table,
+        check: bool,
     ) -> None:
         self._place, self._revision, self._check = place, revision, check
-        self.disk = disk
-        self._columns: dict[int, bytes] = {}
-        self._hopeless: set[int] = set()
-        self._cache = threading.Lock()
-        self.files = files
-        self.fd = -1
-        self.table: Table
+        self.disk, self.files, self.fd, self.table = disk, files, fd, table
+        self._columns = Columns(table, self.stored)
+        self._checker = Checker(fd, table, self._columns, self.stored)
+        self._closing = threading.Lock()
 
     @classmethod
     def open(
@@ -92,77 +61,42 @@ class CowImage:
         check: bool,
         published: bool = True,
     ) -> CowImage:
-        """Open a disk. Corrupt, NoRevision, Unsupported.
+        """Open a disk. Corrupt, NoRevision, Unsupported, Busy.
 
         `published`: as a reader, with its lock; else as somebody who knows that nobody removes
         the files, or does not care.
         """
         try:
-            image = cls(place, revision, disk, Files.of(place, disk), check)
-            try:
-                image._open(published)
-            except BaseException:
-                image.close()
-                raise
+            return cls._open(place, revision, disk, check, published)
+        except FileNotFoundError as exc:
+            if published and not place.layout.record(revision).exists():
+                raise gone(place, revision) from exc
+            missing = f"revisions/{Path(exc.filename).name} is missing"
+            raise Corrupt(missing, vm=place.name, revision=revision, disk=disk.name) from exc
         except Corrupt as exc:
             raise Corrupt(exc.reason, vm=place.name, revision=revision, disk=disk.name) from exc
-        return image
 
-    def _open(self, published: bool) -> None:
-        self.fd = self._open_file(self.files.image, published)
-        if published:
-            self._lock()
-        status = os.fstat(self.fd)
-        if published and status.st_nlink == 0:
-            raise self._gone()
-        if status.st_size != self.size:
-            raise Corrupt(f"{self.files.image.name} has {status.st_size} bytes, not {self.size}")
-        table_fd = self._open_file(self.files.table, published)
+    @classmethod
+    def _open(
+        cls, place: Place, revision: str, disk: DiskRecord, check: bool, published: bool
+    ) -> CowImage:
+        files = Files.of(place, disk)
+        fd = open_image(files.image, disk.size)
         try:
-            self.table = Table.load(table_fd, self.size, self.files.checksum, self.files.table.name)
+            if published:
+                become_reader(fd, place, revision)
+            table = open_table(files, disk)
         except BaseException:
-            os.close(table_fd)
+            os.close(fd)
             raise
-        if digest(self.size, self.table.level1) != self.disk.digest:
-            raise Corrupt(f"{self.files.table.name} does not have the digest of the record")
-
-    def _open_file(self, path: Path, published: bool) -> int:
-        try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as exc:
-            if published and not self._place.layout.record(self._revision).exists():
-                raise self._gone() from exc
-            raise Corrupt(f"revisions/{path.name} is missing") from exc
-
-    def _gone(self) -> NoRevision:
-        return NoRevision(
-            f"{self._place.name}: revision {self._revision} was removed meanwhile",
-            hint="see what there is with: backyfs status",
-        )
-
-    def _lock(self) -> None:
-        # A remover asks for the exclusive lock for an instant, to see whether there are readers.
-        deadline = time.monotonic() + _LOCK_PATIENCE_S
-        while True:
-            try:
-                lock.share(self.fd)
-                return
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Busy(
-                        f"{self._place.name}/{self._revision}: another process keeps the image"
-                        " locked",
-                        hint="try again later",
-                    ) from None
-            time.sleep(_LOCK_POLL_S)
+        return cls(place, revision, disk, files, fd, table, check)
 
     def close(self) -> None:
-        for fd in (self.fd, self.table.fd if hasattr(self, "table") else -1):
-            if fd >= 0:
-                os.close(fd)
-        self.fd = -1
-        if hasattr(self, "table"):
-            self.table.fd = -1
+        with self._closing:
+            open_fds = [fd for fd in (self.fd, self.table.fd) if fd >= 0]
+            self.fd = self.table.fd = -1
+        for fd in open_fds:
+            os.close(fd)
 
     # What the image is
 
@@ -177,7 +111,7 @@ class CowImage:
     @property
     def unit(self) -> str:
         """The quarantine's name of this image."""
-        return unit_of(self.files.image)
+        return self.files.unit
 
     def groups(self) -> bytes:
         return self.table.level1
@@ -274,14 +208,6 @@ class CowImage:
             raise self._bad([first + number for number in wrong], "fails its checksum")
         return data
 
-    def frame(self, number: int) -> bytes | None:
-        """The stored bytes of a frame as they are, None when they cannot be read."""
-        offset = number * FRAME
-        try:
-            return read_exactly(self.fd, min(FRAME, self.size - offset), offset)
-        except (OSError, EOFError):
-            return None
-
     def _bad(self, frames: list[int], reason: str) -> Corrupt:
         """Record bad frames; the error for the first run of them."""
         for number in frames:
@@ -340,40 +266,25 @@ class CowImage:
         return column[at : at + count * HASH]
 
     def column(self, group: int) -> bytes:
-        """The frame hashes of a group, proven by level 1. Corrupt when they cannot be."""
-        with self._cache:
-            found = self._columns.get(group)
-        if found is not None:
-            return found
-        column = self.table.checked_column(group)
+        """The frame hashes of a group. Corrupt when nothing proves them."""
+        column = self._columns.get(group)
         if column is None:
-            column = self._recomputed(group)
-        with self._cache:
-            while len(self._columns) >= _COLUMNS:
-                del self._columns[next(iter(self._columns))]
-            self._columns[group] = column
+            first, end = group_frames(group, self.size)
+            length = min(end * FRAME, self.size) - first * FRAME
+            raise self._corrupt("the frame hashes fail their checksum", first * FRAME, length)
         return column
 
-    def _recomputed(self, group: int) -> bytes:
-        first, end = group_frames(group, self.size)
-        if group not in self._hopeless:
-            column = self._computed(first, end)
-            if node(column) == self.table.recorded(group):
-                return column
-            self._hopeless.add(group)
-        offset = first * FRAME
-        raise self._corrupt(
-            "the frame hashes fail their checksum", offset, min(end * FRAME, self.size) - offset
-        )
+    # Frames as they are stored
 
-    def _computed(self, first: int, end: int) -> bytes:
-        parts = []
-        for start, stop in batches(first, end):
-            frames = self.batch(start, stop)
-            parts.append(b"".join(frame_hashes(frame or b"\0") for frame in frames))
-        return b"".join(parts)
+    def frame(self, number: int) -> bytes | None:
+        """The stored bytes of a frame as they are, None when they cannot be read."""
+        offset = number * FRAME
+        try:
+            return read_exactly(self.fd, min(FRAME, self.size - offset), offset)
+        except (OSError, EOFError):
+            return None
 
-    def batch(self, first: int, end: int) -> list[bytes | None]:
+    def stored(self, first: int, end: int) -> list[bytes | None]:
         """Frames as stored, None where one cannot be read."""
         offset = first * FRAME
         try:
@@ -387,57 +298,8 @@ class CowImage:
     def check(self, first: int, count: int) -> list[int]:
         if first < 0 or count < 0 or first + count > frame_count(self.size):
             raise ValueError(f"frames [{first}, +{count}) are not all in the disk")
-        end = first + count
-        bad: list[int] = []
-        for group in range(first // FAN_OUT, -(-end // FAN_OUT)):
-            start, stop = group_frames(group, self.size)
-            forget_pages(self.table.fd, hash_at(start), (stop - start) * HASH)
-            bad += self._check_group(group, max(first, start), min(end, stop))
-        self._remember(first, end, bad)
-        return bad
-
-    def _check_group(self, group: int, first: int, end: int) -> list[int]:
-        column = self.table.checked_column(group)
-        sound_table = column is not None
-        if column is None:
-            try:
-                column = self.column(group)
-            except Corrupt:
-                return list(range(first, end))
-        base = group * FAN_OUT
-        bad = set() if sound_table else self._wrong_entries(group, column)
-        for start, stop in runs(self._stored_frames(column, base, first, end)):
-            for low, high in batches(start, stop):
-                bad.update(self._check_batch(column, base, low, high))
-        return sorted(number for number in bad if first <= number < end)
-
-    def _wrong_entries(self, group: int, proven: bytes) -> set[int]:
-        try:
-            wrong = different(self.table.column(group), proven)
-        except (OSError, EOFError):
-            return set(range(*group_frames(group, self.size)))
-        return {group * FAN_OUT + number for number in wrong}
-
-    def _stored_frames(self, column: bytes, base: int, first: int, end: int) -> list[int]:
-        """Frames that should not be zero, or that are no holes."""
-        found = {
-            number
-            for number in range(first, end)
-            if not column.startswith(ZERO_HASH, (number - base) * HASH)
-        }
-        for extent in data_extents(self.fd, first * FRAME, min(end * FRAME, self.size)):
-            found.update(range(extent.offset // FRAME, -(-extent.end // FRAME)))
-        return sorted(found)
-
-    def _check_batch(self, column: bytes, base: int, first: int, end: int) -> list[int]:
-        offset, length = first * FRAME, min(end * FRAME, self.size) - first * FRAME
-        forget_pages(self.fd, offset, length)
-        bad = []
-        for number, data in enumerate(self.batch(first, end), first):
-            at = (number - base) * HASH
-            if data is None or frame_hashes(data) != column[at : at + HASH]:
-                bad.append(number)
-        forget_pages(self.fd, offset, length)
+        bad = list(self._checker.bad(first, first + count))
+        self._remember(first, first + count, bad)
         return bad
 
     def _remember(self, first: int, end: int, bad: list[int]) -> None:
@@ -449,9 +311,3 @@ class CowImage:
             if first <= number < end:
                 with contextlib.suppress(OSError, BackyfsError):
                     damage.clear(self._place, self.unit, number)
-
-
-def batches(first: int, end: int) -> Iterator[tuple[int, int]]:
-    """Frames [first, end) in pieces worth one read."""
-    for start in range(first, end, BATCH_FRAMES):
-        yield start, min(start + BATCH_FRAMES, end)

@@ -10,27 +10,32 @@ from backyfs.errors import Corrupt, NoRevision, Unsupported
 from backyfs.model import FRAME, Extent, merged
 from backyfs.store.contract import StoredImage
 from backyfs.store.cow import damage
-from backyfs.store.cow.image import CowImage, Files
-from backyfs.store.cow.stage import CowStage
-from backyfs.store.cow.table import unit_of
-from backyfs.store.cow.writer import EXTENTS_MAX
+from backyfs.store.cow.files import Files
+from backyfs.store.cow.image import CowImage
 from backyfs.store.digest import frame_count
 from backyfs.store.format import GcReport, Place, Stage
 from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, TEMPORARY_SUFFIX
 from backyfs.store.quarantine import WHOLE
 from backyfs.store.record import DiskRecord, Record
 
+EXTENTS_MAX = 250_000
+"""A clone costs about 15 us per extent, and reading slows down: beyond this, write a fresh file."""
+
 
 class CowFormat:
     """Format strategy over revisions/<id>.<disk>.img and .sum. Safe from many threads."""
 
     def __init__(self, place: Place, *, extents_max: int = EXTENTS_MAX) -> None:
+        """`extents_max`: see there."""
         self._place, self._extents_max = place, extents_max
 
     def open(self, record: Record, disk: DiskRecord, *, check: bool) -> StoredImage:
         return CowImage.open(self._place, record.id, disk, check=check)
 
     def stage(self, revision: str, parent: Record | None) -> Stage:
+        # Most commands only read: writing is imported by those that write.
+        from backyfs.store.cow.stage import CowStage
+
         return CowStage(self._place, revision, parent, self._extents_max)
 
     def structure(self, disk: DiskRecord) -> Iterator[str]:
@@ -42,7 +47,7 @@ class CowFormat:
             yield exc.message
 
     def bad_extents(self, disk: DiskRecord) -> list[Extent]:
-        frames = damage.frames_of(self._place, unit_of(Files.of(self._place, disk).image))
+        frames = damage.frames_of(self._place, Files.of(self._place, disk).unit)
         if WHOLE in frames:
             return [Extent(0, disk.size)] if disk.size else []
         return list(
@@ -77,7 +82,7 @@ class CowFormat:
         """
         paths = sorted({path for record in records for path in self._named(record)})
         if not dry_run:
-            self._forget_gone({unit_of(path) for path in paths})
+            self._forget_gone({path.name.removesuffix(".img") for path in paths})
         return GcReport(files=len(paths), stored_bytes=sum(_allocated(path) for path in paths))
 
     def _named(self, record: Record) -> Iterator[Path]:

@@ -16,7 +16,6 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from uuid import UUID
 
 from blake3 import blake3
@@ -183,8 +182,3 @@ def level1_of(fd: int, size: int, group: int) -> bytes:
     """The level-1 hash over a group's frame hashes in an open .sum file."""
     first, end = group_frames(group, size)
     return node(read_exactly(fd, (end - first) * HASH, hash_at(first)))
-
-
-def unit_of(path: Path) -> str:
-    """The quarantine's name of an image: its file name without the suffix."""
-    return path.name.removesuffix(".img")

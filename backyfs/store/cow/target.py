@@ -22,8 +22,9 @@ from backyfs.store.cow.blocks import (
     frame_hashes,
     runs,
 )
+from backyfs.store.cow.columns import batches
 from backyfs.store.cow.fiemap import extent_count
-from backyfs.store.cow.image import CowImage, batches
+from backyfs.store.cow.image import CowImage
 from backyfs.store.cow.reflink import clone
 from backyfs.store.cow.table import Head, hash_at, level1_at, table_bytes
 from backyfs.store.digest import HASH, frame_count
@@ -89,7 +90,7 @@ class Target:
         return bad
 
     def _copy(self, parent: CowImage, first: int, end: int) -> list[int]:
-        frames = parent.batch(first, end)
+        frames = parent.stored(first, end)
         data = b"".join(frame or bytes(FRAME) for frame in frames)
         data = data[: parent.size - first * FRAME]
         self._write(first * FRAME, data, ((*run, False) for run in data_runs(data)))

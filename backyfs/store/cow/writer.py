@@ -27,7 +27,6 @@ from backyfs.store.cow.table import (
     hash_at,
     level1_of,
     nonzero_frames,
-    unit_of,
 )
 from backyfs.store.cow.target import Target
 from backyfs.store.digest import FAN_OUT, HASH, digest, frame_count, group_count
@@ -35,9 +34,6 @@ from backyfs.store.format import Place
 from backyfs.store.fs import read_exactly
 from backyfs.store.quarantine import Bad
 from backyfs.store.record import DiskRecord
-
-EXTENTS_MAX = 250_000
-"""A clone costs about 15 us per extent, and reading slows down: beyond this, write a fresh file."""
 
 
 class CowDiskWriter:
@@ -213,7 +209,7 @@ class CowDiskWriter:
         for number in sorted(damage.frames_of(self._place, self._parent.unit) - self._anew):
             if 0 <= number < frame_count(self._size):
                 reason, offset = f"as in {self._parent.unit}", number * FRAME
-                bad = Bad(unit_of(self._image), number)
+                bad = Bad(self._image.name.removesuffix(".img"), number)
                 self._place.quarantine.add(bad, reason, disk=self._disk, offset=offset)
 
     # The end

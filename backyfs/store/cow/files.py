@@ -1,0 +1,96 @@
+"""The two files of a disk: finding them by the record, opening them as a reader.
+
+A reader holds a shared lock on the image as long as it is open: remove asks for it. The lock is
+taken first, then the link count tells whether the file was removed in between.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from backyfs.errors import Busy, Corrupt, NoRevision
+from backyfs.store import lock
+from backyfs.store.cow.table import Table
+from backyfs.store.digest import digest
+from backyfs.store.format import Place
+from backyfs.store.record import DiskRecord
+
+LOCK_PATIENCE_S = 2.0
+_LOCK_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where the files of a disk lie, and what the record says of the table."""
+
+    image: Path
+    table: Path
+    checksum: str
+
+    @classmethod
+    def of(cls, place: Place, disk: DiskRecord) -> Files:
+        """Corrupt when the record does not name exactly one image and one table."""
+        images = [name for name in disk.files if name.endswith(".img")]
+        tables = [name for name in disk.files if name.endswith(".sum")]
+        if len(images) != 1 or len(tables) != 1 or len(disk.files) != 2:
+            raise Corrupt(f"the record names no image and table for disk {disk.name}")
+        directory = place.layout.revisions
+        return cls(directory / images[0], directory / tables[0], disk.files[tables[0]])
+
+    @property
+    def unit(self) -> str:
+        """The quarantine's name of the image."""
+        return self.image.name.removesuffix(".img")
+
+
+def open_image(path: Path, size: int) -> int:
+    """The descriptor of an image that has `size` bytes. FileNotFoundError, Corrupt."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    found = os.fstat(fd).st_size
+    if found != size:
+        os.close(fd)
+        raise Corrupt(f"{path.name} has {found} bytes, not {size}")
+    return fd
+
+
+def open_table(files: Files, disk: DiskRecord) -> Table:
+    """The table, checked against the record. FileNotFoundError, Corrupt, Unsupported."""
+    fd = os.open(files.table, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        table = Table.load(fd, disk.size, files.checksum, files.table.name)
+        if digest(disk.size, table.level1) != disk.digest:
+            raise Corrupt(f"{files.table.name} does not have the digest of the record")
+    except BaseException:
+        os.close(fd)
+        raise
+    return table
+
+
+def become_reader(fd: int, place: Place, revision: str) -> None:
+    """Take the reader's lock on an open image. NoRevision when it was just removed, Busy."""
+    # A remover asks for the exclusive lock for an instant, to see whether there are readers.
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            lock.share(fd)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise Busy(
+                    f"{place.name}/{revision}: another process keeps the image locked",
+                    hint="try again later",
+                ) from None
+        time.sleep(_LOCK_POLL_S)
+    if os.fstat(fd).st_nlink == 0:
+        raise gone(place, revision)
+
+
+def gone(place: Place, revision: str) -> NoRevision:
+    """The error for a revision that vanished while it was being opened."""
+    return NoRevision(
+        f"{place.name}: revision {revision} was removed meanwhile",
+        hint="see what there is with: backyfs status",
+    )
