@@ -9,7 +9,7 @@ from backyfs.cli.session import Session
 
 
 @click.command()
-@options.revision(None, required=True)
+@options.revision()
 @click.option("--why", metavar="TEXT", default="by hand", help="The reason, kept and shown.")
 @options.dry_run
 @options.as_json

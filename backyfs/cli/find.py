@@ -13,7 +13,7 @@ from backyfs.store.repository import Repository
 
 @click.command()
 @click.argument("pattern", nargs=-1)
-@options.revision()
+@options.revision("latest")
 @options.as_json
 @click.pass_obj
 def command(session: Session, pattern: tuple[str, ...], spec: str, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from backyfs.store.repository import Removal, Repository
 
 
 @click.command()
-@options.revision(None, required=True)
+@options.revision()
 @click.option(
     "-f",
     "--force",

@@ -39,9 +39,17 @@ part of an image is an I/O error for that part only."""
     show_default=True,
     help="Memory for decoded data.",
 )
+@click.option(
+    "--check", is_flag=True, help="Verify every byte of cow revisions, too (packs always are)."
+)
 @click.pass_obj
 def command(
-    session: Session, mountpoint: Path, foreground: bool, allow_other: bool, cache_mib: int
+    session: Session,
+    mountpoint: Path,
+    foreground: bool,
+    allow_other: bool,
+    cache_mib: int,
+    check: bool,
 ) -> None:
     """Show the revisions of all VMs below the backup directory as a tree of files.
 
@@ -55,6 +63,7 @@ def command(
         foreground=foreground,
         allow_other=allow_other,
         cache_bytes=cache_mib * MIB,
+        check=check,
         logging=Logging(session.logfile, session.verbose, session.quiet),
     )
     if not foreground:

@@ -19,18 +19,17 @@ def as_json(function: F) -> F:
     )
 
 
-def revision(default: str | None = "latest", *, required: bool = False) -> Callable[[F], F]:
-    """-r/--revision SPEC, passed as `spec`."""
+def revision(default: str = "") -> Callable[[F], F]:
+    """-r/--revision SPEC, passed as `spec`; required without a `default`."""
+    optional = {"default": default, "show_default": True} if default else {"required": True}
     return click.option(
         "-r",
         "--revision",
         "spec",
         metavar="SPEC",
-        default=default,
-        required=required,
-        show_default=default is not None,
         shell_complete=complete_spec,
         help="Which revisions: an id, latest, tag:NAME, a date … (backyfs help spec).",
+        **optional,
     )
 
 

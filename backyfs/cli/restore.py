@@ -24,7 +24,7 @@ _LISTED_MAX = 20
 
 @click.command()
 @click.argument("target")
-@options.revision()
+@options.revision("latest")
 @click.option("--disk", metavar="NAME", help="Which disk, if the revision has several.")
 @click.option(
     "--check-first", is_flag=True, help="Read and check everything before touching TARGET."

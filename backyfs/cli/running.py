@@ -7,8 +7,9 @@ it had not published. A second signal ends the process at once.
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import trio
@@ -16,27 +17,36 @@ import trio
 from backyfs.cli.failure import Interrupted
 
 T = TypeVar("T")
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
     """Run `await function(...)` to its end; Interrupted when a signal came before it."""
-
-    async def main() -> T:
-        return await _supervised(lambda: function(*args, **kwargs))
-
-    return trio.run(main)
-
-
-async def _supervised(call: Callable[[], Awaitable[T]]) -> T:
     received: list[int] = []
     results: list[T] = []
-    async with trio.open_nursery() as nursery:
-        await nursery.start(_watch, nursery.cancel_scope, received)
-        results.append(await call())
-        nursery.cancel_scope.cancel()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_watch, nursery.cancel_scope, received)
+            results.append(await function(*args, **kwargs))
+            nursery.cancel_scope.cancel()
+
+    with _noting(received):
+        trio.run(main)
     if results:
-        return results[0]  # finished before the signal could stop it: what is done is done
+        return results[0]  # finished before a signal could stop it: what is done is done
     raise Interrupted(received[0])
+
+
+@contextlib.contextmanager
+def _noting(received: list[int]) -> Iterator[None]:
+    """Outside of `_watch` a signal is only noted: nothing may be raised in trio's own code."""
+    before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in _STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def _watch(
@@ -44,11 +54,13 @@ async def _watch(
     received: list[int],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*_STOPPING) as signals:
+        if received:
+            scope.cancel()
         task_status.started()
         async for number in signals:
             received.append(number)
             scope.cancel()
             break
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOPPING:
         signal.signal(number, signal.SIG_DFL)

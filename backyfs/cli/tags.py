@@ -51,7 +51,7 @@ def _command(verb: _Verb) -> click.Command:
         help=f"{verb.help}\n\nSeveral tags as several words, or as one list with commas."
     )
     @click.argument("tags", nargs=-1, required=True)
-    @options.revision(None, required=True)
+    @options.revision()
     @click.option(
         "--expect",
         metavar="TAGS",

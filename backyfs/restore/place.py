@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,35 +47,49 @@ def opened(where: str, size: int, *, store: Path, force: bool = False) -> Iterat
     writes to it: `force` overrides that for devices only. `store` is the repository, which is
     no place to restore to. TargetError, UsageError, OSError.
     """
-    target = _open(where, size, store, force)
-    try:
+    stream = _stream(where)
+    with contextlib.ExitStack() as stack:
+        with _signals_held():  # none may come between making a file and knowing of it
+            target = stream or _open(where, size, store, force)
+            stack.callback(target.abandon)
         yield target
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Within, SIGINT and SIGTERM wait (where their handlers raise, in the main thread)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
     finally:
-        target.abandon()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _stream(where: str) -> Stream | None:
+    """Stdout, a pipe or a character device; None for anything else. May wait for a reader."""
+    if where == "-":
+        return Stream(_refuse_terminal(1), "stdout", owned=False)
+    mode = _mode(where)
+    if mode is None or not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+        return None
+    return Stream(_refuse_terminal(os.open(where, os.O_WRONLY | os.O_CLOEXEC)), where)
 
 
 def _open(where: str, size: int, store: Path, force: bool) -> Target:
-    if where == "-":
-        return _stdout()
     path = Path(os.path.realpath(where))
     if path.is_relative_to(store.resolve()):
         raise TargetError(f"{where} lies in the repository", hint="restore to another place")
     mode = _mode(where)
     if mode is None:
         return _new(path, size)
-    if stat.S_ISDIR(mode):
-        raise TargetError(f"{where} is a directory", hint=f"name a file, such as {where}/disk.img")
     if stat.S_ISREG(mode):
         _refuse_while_written(path)
         return ExistingFile(path, size)
     if stat.S_ISBLK(mode):
         _refuse_while_open(path, force)
         return Device(path, size)
-    return Stream(_refuse_terminal(os.open(path, os.O_WRONLY | os.O_CLOEXEC)), where)
-
-
-def _stdout() -> Stream:
-    return Stream(_refuse_terminal(1), "stdout", owned=False)
+    kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a block device"
+    raise TargetError(f"{where} is {kind}", hint="name a file, a block device, or - for stdout")
 
 
 def _refuse_terminal(fd: int) -> int:

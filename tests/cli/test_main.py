@@ -1,0 +1,318 @@
+"""The program as a whole: help, misuse, signals, pipes, JSON errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from backyfs import __version__
+from backyfs.cli.failure import Failure, Interrupted, explain
+from backyfs.cli.main import COMMANDS
+from backyfs.errors import BackyfsError, Busy, NoSpace
+from tests import images
+from tests.cli.conftest import Vm
+from tests.cli.program import PROGRAM, TIMEOUT_S, backyfs, environment, refused
+
+MIB = 1024 * 1024
+
+
+def test_version() -> None:
+    assert backyfs("--version").out == f"backyfs {__version__}\n"
+
+
+def test_the_overview_names_every_command() -> None:
+    out = backyfs("--help").out
+    for name, text in COMMANDS.items():
+        assert f"\n  {name} " in out
+        assert text in out
+    assert backyfs("help").out.split("Options:")[1] == out.split("Options:")[1]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    help_text = backyfs(name, "--help").out
+    assert help_text.startswith(f"Usage: backyfs {name} ")
+    assert backyfs("help", name).out == help_text
+
+
+def test_no_command_shows_the_overview() -> None:
+    result = backyfs(code=2)
+    assert result.out == ""
+    assert "Commands:" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["-r", "/srv/backy", "status"], "did you mean -b/--backup-dir?"),
+        (["--repo=/srv/backy", "status"], "did you mean -b/--backup-dir?"),
+        (["snapshots"], "did you mean: backyfs status"),
+        (["log"], "did you mean: backyfs status"),
+        (["prune"], "did you mean: backyfs purge"),
+        (["compact"], "did you mean: backyfs gc"),
+        (["delete", "x"], "did you mean: backyfs forget"),
+        (["extract"], "did you mean: backyfs restore"),
+        (["protect"], "did you mean: backyfs tags add"),
+        (["resotre"], "did you mean: backyfs restore"),
+        (["unlock"], "nothing to unlock"),
+        (["help", "stats"], "did you mean: backyfs status"),
+        (["nonsense"], "backyfs --help"),
+        (["status", "--jsn"], "--json"),
+        (["restore"], "backyfs restore --help"),
+        (["backup", "--wait", "-1"], "backyfs backup --help"),
+        (["find", "etc/passwd"], "backyfs find -r"),
+    ],
+)
+def test_misuse_gets_a_hint(arguments: list[str], hint: str) -> None:
+    refused(*arguments, code=2)
+    assert hint in backyfs(*arguments, code=2).err
+
+
+def test_other_names_of_commands(vm: Vm) -> None:
+    assert backyfs("-b", vm.directory, "list").out == backyfs("-b", vm.directory, "status").out
+    assert backyfs("tag", "--help").out.startswith("Usage: backyfs tag")
+
+
+def test_the_directory_from_the_environment(vm: Vm) -> None:
+    assert "web01" in backyfs("status", "--json", BACKYFS_BACKUP_DIR=str(vm.directory)).out
+
+
+def test_errors_as_json(vm: Vm) -> None:
+    result = backyfs("-b", vm.directory, "find", "-r", "nope", "--json", code=11)
+    assert result.out == ""
+    error = json.loads(result.err)
+    assert error == {
+        "message_type": "exit_error",
+        "code": 11,
+        "message": "no revision 'nope', and no tag of that name",
+        "hint": "see them with: backyfs status",
+    }
+    assert json.loads(backyfs("statsu", "--json", code=2).err)["code"] == 2
+
+
+def test_topics() -> None:
+    assert "75  busy" in backyfs("help", "exit-codes").out
+    assert "tag:NAME" in backyfs("help", "spec").out
+    assert "nothing to unlock" in backyfs("help", "unlock").out
+
+
+def test_doctor(tmp_path: Path) -> None:
+    out = backyfs("-b", tmp_path, "doctor").out
+    for name in ("backyfs", "directory", "reflink", "fuse", "loop", "rbd", "open files"):
+        assert f"  {name} " in out
+    found = backyfs("-b", tmp_path / "missing", "doctor", "--json", code=1).json
+    assert [item["name"] for item in found if item["state"] == "missing"] == ["directory"]
+    assert all(item["remedy"] for item in found if item["state"] == "missing")
+
+
+# ---- completion --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str) -> None:
+    script = backyfs("completion", shell).out
+    assert "_BACKYFS_COMPLETE" in script
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_completion_knows_commands_and_revisions(vm: Vm) -> None:
+    def completed(words: str, count: int) -> list[str]:
+        out = backyfs(
+            _BACKYFS_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(count)
+        ).out
+        return [line.partition(",")[2] for line in out.splitlines()]
+
+    assert completed("backyfs ver", 1) == ["verify"]
+    words = f"backyfs -b {vm.directory} restore -r 20"
+    assert completed(words, 5) == vm.ids[::-1]
+
+
+# ---- pipes and signals -------------------------------------------------------------------------
+
+
+def test_a_reader_that_goes_away_is_no_noise(vm: Vm) -> None:
+    for arguments in (["restore", "-"], ["status"], ["find", "-r", "all"]):
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        done = subprocess.run(
+            [PROGRAM, "-q", "-b", vm.directory, *arguments],
+            stdout=write_end,
+            stderr=subprocess.PIPE,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        os.close(write_end)
+        assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_full_stdout_is_an_error(vm: Vm) -> None:
+    for arguments in (["restore", "-"], ["status"]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [PROGRAM, "-b", vm.directory, *arguments],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+        assert done.returncode == 14
+        assert done.stderr.startswith("backyfs: ")
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
+
+
+def wait_for(directory: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a file of this pattern is in the directory while the process runs."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not list(directory.glob(pattern)):
+        assert process.poll() is None, "it ended before it could be interrupted"
+        assert time.monotonic() < deadline, f"no {pattern} appeared"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_backup_leaves_nothing(number: int, tmp_path: Path) -> None:
+    image = images.random_image(tmp_path / "big.img", 192 * MIB)
+    directory = tmp_path / "vm"
+    backyfs("-b", directory, "init", "file", image, "--store", "packs")
+    process = subprocess.Popen(
+        [PROGRAM, "-b", directory, "backup"], stderr=subprocess.PIPE, env=environment()
+    )
+    wait_for(directory / "packs", "*.tmp", process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 128 + number
+    assert err.decode() == f"backyfs: stopped by {signal.Signals(number).name}\n"
+    assert list((directory / "packs").iterdir()) == []
+    assert list((directory / "revisions").iterdir()) == []
+    assert backyfs("-b", directory, "status", "--json").json["revisions"] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_restore_leaves_nothing(number: int, tmp_path: Path) -> None:
+    image = images.random_image(tmp_path / "big.img", 192 * MIB)
+    directory, out = tmp_path / "vm", tmp_path / "out"
+    out.mkdir()
+    backyfs("-b", directory, "init", "file", image, "--store", "packs")
+    backyfs("-b", directory, "backup", "--no-verify")
+    process = subprocess.Popen(
+        [PROGRAM, "-b", directory, "restore", out / "disk.img"], stderr=subprocess.PIPE
+    )
+    wait_for(out, ".disk.img.*.partial", process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, list(out.iterdir())) == (128 + number, []), err
+    assert b"Traceback" not in err
+
+
+def test_a_signal_ends_a_restore_whose_reader_sleeps(vm: Vm) -> None:
+    process = subprocess.Popen(
+        [PROGRAM, "-b", vm.directory, "restore", "-"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.read(10)
+    time.sleep(0.2)
+    process.terminate()
+    assert process.wait(timeout=TIMEOUT_S) == 143
+    process.communicate()
+
+
+# ---- a terminal --------------------------------------------------------------------------------
+
+
+def on_terminal(*arguments: str | Path, answer: str) -> tuple[int, str]:
+    """Run the program on a terminal and type `answer`; its exit code and all it showed."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [PROGRAM, *map(str, arguments)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(TERM="xterm"),
+    )
+    os.close(theirs)
+    os.write(ours, answer.encode())
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # EIO: the program has gone
+            break
+        shown += piece
+    os.close(ours)
+    return process.wait(timeout=TIMEOUT_S), shown.decode()
+
+
+def test_forget_asks_on_a_terminal(vm: Vm) -> None:
+    first, second, _ = ids = vm.ids
+    code, shown = on_terminal("-b", vm.directory, "forget", "-r", "first,1", answer="n\n")
+    assert code == 1
+    assert first in shown
+    assert second in shown
+    assert "Remove 2 revisions of web01 for good?" in shown
+    assert "nothing was changed" in shown
+    assert vm.ids == ids
+    assert on_terminal("-b", vm.directory, "forget", "-r", "first,1", answer="y\n")[0] == 0
+    assert vm.ids == ids[2:]
+
+
+def test_restore_asks_before_it_overwrites(vm: Vm, tmp_path: Path) -> None:
+    target = tmp_path / "old.img"
+    target.write_bytes(b"precious")
+    arguments = ("-b", vm.directory, "restore", target)
+    code, shown = on_terminal(*arguments, answer="n\n")
+    assert (code, target.read_bytes()) == (1, b"precious")
+    assert f"Overwrite {target}" in shown.replace("\r\n", "")
+    assert on_terminal(*arguments, answer="y\n")[0] == 0
+    assert target.read_bytes() == vm.contents[-1]
+
+
+def test_a_bar_on_a_terminal_only(vm: Vm) -> None:
+    code, shown = on_terminal("-b", vm.directory, "backup", answer="")
+    assert code == 0
+    assert "backing up" in shown
+    assert "backing up" not in backyfs("-b", vm.directory, "backup").err
+    code, shown = on_terminal("-q", "-b", vm.directory, "backup", answer="")
+    assert (code, shown) == (0, "")
+
+
+# ---- errors out of nurseries -------------------------------------------------------------------
+
+
+def test_the_error_in_a_group_is_found() -> None:
+    group = ExceptionGroup("", [ExceptionGroup("", [OSError(5, "x"), Busy("busy", hint="wait")])])
+    assert explain(group) == Failure(75, "busy", "wait")
+    assert explain(BaseExceptionGroup("", [Interrupted(15), NoSpace("full")])) == Failure(
+        143, "stopped by SIGTERM"
+    )
+    assert explain(ExceptionGroup("", [BackyfsError("expected"), ZeroDivisionError()])) is None
+    assert explain(OSError(28, "No space left on device", "/srv/x")) == Failure(
+        14, "/srv/x: No space left on device"
+    )
+
+
+def test_a_bug_is_reported_as_one(vm: Vm) -> None:
+    code = (
+        "import sys; import backyfs.cli.status as s; from backyfs.cli.main import main\n"
+        "s._show_vm = lambda *_: 1 / 0; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [Path(PROGRAM).with_name("python"), "-c", code, "-b", vm.directory, "status"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "a bug: ZeroDivisionError" in done.stderr

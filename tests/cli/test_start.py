@@ -1,0 +1,58 @@
+"""What the program imports: each command pays only for what it uses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Vm
+from tests.cli.program import environment
+
+HEAVY = {"rich", "pydantic", "structlog", "pyfuse3", "yaml", "trio", "rbd", "importlib.metadata"}
+
+
+def imported(*arguments: str | Path) -> set[str]:
+    """Every module the program imports in a run."""
+    code = "import sys; from backyfs.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment(),
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rpartition("|")[2].strip() for line in lines}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--version",),
+        ("--help",),
+        ("status",),
+        ("status", "--json"),
+        ("restore", "/dev/null"),
+        ("find",),
+        ("forget", "-n", "-r", "first"),
+        ("tags", "remove", "-n", "-r", "first", "daily"),
+        ("gc", "-n"),
+        ("completion", "bash"),
+    ],
+)
+def test_nothing_heavy(arguments: tuple[str, ...], vm: Vm) -> None:
+    assert not HEAVY & imported("-b", vm.directory, *arguments)
+
+
+@pytest.mark.parametrize("arguments", [("backup",), ("verify",), ("scrub",)])
+def test_a_backup_needs_trio_and_yaml_only(arguments: tuple[str, ...], vm: Vm) -> None:
+    assert not (HEAVY - {"trio", "yaml"}) & imported("-b", vm.directory, *arguments)
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("--help",)])
+def test_the_overview_imports_no_command(arguments: tuple[str, ...]) -> None:
+    names = imported(*arguments)
+    assert not {"backyfs.cli.status", "backyfs.cli.backup", "backyfs.store"} & names
