@@ -199,6 +199,7 @@ class _Backup:
             # The revision is complete and durable: what the source could not tidy up, it will
             # find again at the next backup.
             log.warning("source not tidied up after the backup", {"reason": exc.message})
+        _tell(published[0])
         return published[0]
 
     def _open(self, snapshot: Snapshot) -> list[_Disk]:
@@ -257,9 +258,6 @@ class _Backup:
             torn_frames=torn,
             seconds=round(time.monotonic() - self._started, 3),
         )
-        if torn:
-            values = {"revision": self._staging.revision, "reason": str(finding)}
-            log.warning("revision is torn", values)
         return Draft(
             consistency=Consistency.TORN if torn else snapshot.consistency,
             reason=f"{finding}; {snapshot.reason}" if torn else snapshot.reason,
@@ -272,3 +270,16 @@ class _Backup:
             },
             partitions=tables(self._staging, snapshot.disks),
         )
+
+
+def _tell(record: Record) -> None:
+    values = {
+        "revision": record.id,
+        "consistency": str(record.consistency),
+        "reason": record.reason,
+        "read": record.stats.read,
+        "changed": record.stats.changed,
+        "stored": record.stats.stored,
+        "seconds": record.stats.seconds,
+    }
+    log.info("revision published", values)

@@ -26,8 +26,10 @@ from backyfs.engine.progress import QUIET, Phase, Progress
 from backyfs.engine.verification import Checked, check_pieces
 from backyfs.errors import Corrupt
 from backyfs.model import Extent
+from backyfs.store import lock
 from backyfs.store.format import Damage
 from backyfs.store.fs import publish
+from backyfs.store.layout import TEMPORARY_SUFFIX
 from backyfs.store.record import parse_time, sealed, timestamp, unsealed
 from backyfs.store.repository import Repository
 
@@ -109,7 +111,11 @@ def _save(repository: Repository, at: Position) -> None:
         "started": timestamp(at.started) if at.started else None,
         "finished": timestamp(at.finished) if at.finished else None,
     }
-    publish(repository.path / STATE_NAME, sealed(value), repository.fs)
+    path = repository.path / STATE_NAME
+    with lock.meta(repository.layout.meta_lock):
+        for stray in path.parent.glob(f"{STATE_NAME}.*{TEMPORARY_SUFFIX}"):
+            repository.fs.unlink(stray)  # of a scrub that was killed: nobody else is in here
+        publish(path, sealed(value), repository.fs)
 
 
 class _Run:

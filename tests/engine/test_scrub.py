@@ -96,3 +96,10 @@ async def test_fsck_knows_the_state(packs: Repository) -> None:
     await history(packs, "abcd")
     await scrub(packs)
     assert packs.fsck() == []
+
+
+async def test_what_a_killed_scrub_left_is_removed(packs: Repository) -> None:
+    await history(packs, "abcd")
+    (packs.path / f"{STATE_NAME}.0a1b2c3d.tmp").write_text("half")
+    await scrub(packs)
+    assert [path.name for path in packs.path.glob("scrub*")] == [STATE_NAME]
