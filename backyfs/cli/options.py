@@ -12,6 +12,27 @@ from backyfs.cli.completing import complete_spec
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class _Seconds(click.ParamType[float]):
+    """A number of seconds: finite, not negative."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Parse a word of the command line."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds < float("inf"):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
+
+
+SECONDS = _Seconds()
+
+
 def as_json(function: F) -> F:
     """--json, passed as `as_json`: results as JSON on stdout, errors as JSON on stderr."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/cli.md).")(
@@ -51,7 +72,7 @@ def wait(function: F) -> F:
         "--wait",
         "wait_s",
         metavar="S",
-        type=click.FloatRange(min=0),
+        type=SECONDS,
         default=0.0,
         help="Wait up to S seconds for another writer (default: exit 75 at once).",
     )(function)

@@ -14,7 +14,7 @@ from backyfs.errors import Corrupt
     "--budget",
     "budget_s",
     metavar="S",
-    type=click.FloatRange(min=0),
+    type=options.SECONDS,
     help="Stop after S seconds; the next run goes on there (default: to the end).",
 )
 @options.progress

@@ -79,7 +79,7 @@ def _open(where: str, size: int, store: Path, force: bool) -> Target:
     path = Path(os.path.realpath(where))
     if path.is_relative_to(store.resolve()):
         raise TargetError(f"{where} lies in the repository", hint="restore to another place")
-    mode = _mode(where)
+    mode = _mode(path)
     if mode is None:
         return _new(path, size)
     if stat.S_ISREG(mode):
@@ -100,7 +100,7 @@ def _refuse_terminal(fd: int) -> int:
     return fd
 
 
-def _mode(where: str) -> int | None:
+def _mode(where: str | Path) -> int | None:
     try:
         return os.stat(where).st_mode
     except FileNotFoundError:

@@ -168,6 +168,7 @@ def test_targets_in_use(vm: Vm, tmp_path: Path) -> None:
 def test_targets_that_are_none(vm: Vm, tmp_path: Path) -> None:
     restore = ("-b", vm.directory, "restore")
     assert "is a directory" in refused(*restore, tmp_path, code=1)
+    assert "is a directory" in refused(*restore, "", code=1)
     assert "no directory" in refused(*restore, tmp_path / "a" / "b", code=1)
     assert "lies in the repository" in refused(*restore, vm.directory / "x.img", code=1)
     with open(tmp_path / "open.img", "wb") as stream:
@@ -259,6 +260,18 @@ def test_an_unreadable_record_is_never_passed_over_silently(vm: Vm, tmp_path: Pa
     backyfs("-b", vm.directory, "forget", "-yr", newest)
     assert vm.ids == [first, second]
     backyfs("-b", vm.directory, "gc")
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "1e999", "soon", ""])
+def test_bad_numbers_of_seconds(seconds: str) -> None:
+    assert "is no number of seconds" in refused("backup", "--wait", seconds, code=2)
+    assert "is no number of seconds" in refused("scrub", "--budget", seconds, code=2)
+
+
+def test_cow_where_nothing_can_be_shared(ext4_dir: Path, vm: Vm) -> None:
+    line = refused("-b", ext4_dir / "vm", "init", "file", vm.image, "--store", "cow", code=2)
+    assert "needs btrfs or XFS" in line
+    assert not (ext4_dir / "vm" / "repository.json").exists()
 
 
 def test_busy(vm: Vm) -> None:

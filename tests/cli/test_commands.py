@@ -339,6 +339,10 @@ def test_copy_into_the_other_format(vm: Vm, xfs_dir: Path) -> None:
         for d in (vm.directory, target)
     ]
     assert digests[0] == digests[1]
+    for number, content in enumerate(reversed(vm.contents)):
+        backyfs("-b", target, "restore", "-r", str(number), xfs_dir / "disk.img")
+        assert (xfs_dir / "disk.img").read_bytes() == content
+        (xfs_dir / "disk.img").unlink()
     backyfs("-b", target, "backup")  # the job came along
     assert backyfs("copy", vm.directory, target).out.startswith("0 copied")
 

@@ -132,7 +132,9 @@ def test_completion_knows_commands_and_revisions(vm: Vm) -> None:
 
     assert completed("backyfs ver", 1) == ["verify"]
     words = f"backyfs -b {vm.directory} restore -r 20"
-    assert completed(words, 5) == vm.ids[::-1]
+    assert completed(words, 5) == sorted(vm.ids, reverse=True)
+    assert completed("backyfs --backup", 1) == ["--backup-dir"]
+    assert completed("backyfs ", 1) == list(COMMANDS)
 
 
 # ---- pipes and signals -------------------------------------------------------------------------
