@@ -57,9 +57,10 @@ class Head:
     @classmethod
     def decode(cls, data: bytes, what: str) -> Head:
         """The head in the first 4096 bytes of a file; Corrupt, Unsupported."""
+        # First the header, which all versions share: a newer one is not damage.
+        header = Header.decode(data, SUM_MAGIC, what)
         if len(data) < HEAD or blake3(data[:_CHECKED]).digest() != data[_CHECKED:HEAD]:
             raise Corrupt(f"the head of {what} fails its checksum")
-        header = Header.decode(data, SUM_MAGIC, what)
         size, frame, extents = _FIELDS.unpack_from(data, header.length)
         if frame != FRAME:
             raise Corrupt(f"{what} is about frames of {frame} bytes")
@@ -132,14 +133,14 @@ class Table:
     @classmethod
     def load(cls, fd: int, size: int, recorded: str, what: str) -> Table:
         """Read and check head and level 1. Corrupt, Unsupported."""
-        if os.fstat(fd).st_size != table_bytes(size):
-            raise Corrupt(f"{what} has {os.fstat(fd).st_size} bytes, not {table_bytes(size)}")
         try:
             head = read_exactly(fd, HEAD, 0)
+            decoded = Head.decode(head, what)
             level1 = read_exactly(fd, group_count(size) * HASH, level1_at(size))
         except (OSError, EOFError) as exc:
             raise Corrupt(f"{what} cannot be read: {exc}") from exc
-        decoded = Head.decode(head, what)
+        if os.fstat(fd).st_size != table_bytes(size):
+            raise Corrupt(f"{what} has {os.fstat(fd).st_size} bytes, not {table_bytes(size)}")
         if decoded.size != size or checksum(head, level1) != recorded:
             raise Corrupt(f"{what} is not what the record says")
         return cls(fd, decoded, level1)

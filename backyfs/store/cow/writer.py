@@ -150,7 +150,9 @@ class CowDiskWriter:
             if self._parent is None:
                 target.start_empty()
             elif self._fragmented(self._parent):
-                self._sick.update(target.start_copy(self._parent))
+                for number in target.start_copy(self._parent):
+                    self._sick.add(number)
+                    self._parent.check(number, 1)  # records it
             else:
                 target.start_clone(self._parent)
         except BaseException:
