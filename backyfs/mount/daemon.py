@@ -55,12 +55,14 @@ def mount(
     foreground: bool = False,
     allow_other: bool = False,
     cache_bytes: int = CACHE_BYTES_MAX,
+    check: bool = False,
     logging: Logging = Logging(),
 ) -> None:
     """Show the repositories below `base` (or the one in it) as a tree at `mountpoint`.
 
     Returns when the tree is ready; with `foreground`, when it was unmounted or SIGTERM or SIGINT
-    came. `cache_bytes` bounds decoded frames in memory. NoRepository, TargetError.
+    came. `cache_bytes` bounds decoded frames in memory; `check` verifies every byte of cow
+    revisions, too. NoRepository, TargetError.
     """
     from backyfs.reader.catalog import Catalog
 
@@ -71,6 +73,7 @@ def mount(
         "mountpoint": str(point),
         "allow_other": allow_other,
         "cache_bytes": cache_bytes,
+        "check": check,
     }
     if foreground:
         logs.configure(verbose=logging.verbose, quiet=logging.quiet, logfile=logging.logfile)
@@ -95,7 +98,8 @@ def umount(mountpoint: Path, *, lazy: bool = False, wait_s: float = _END_S) -> N
         if process is not None and not lazy and not process.wait(wait_s):
             raise TargetError(
                 f"{point} is unmounted, but its process {process.pid} still runs",
-                hint="it may wait for the store; end it with kill if it stays",
+                hint="a container or another mount namespace may still show the tree, or the store"
+                " does not answer",
             )
 
 
@@ -173,6 +177,7 @@ def _serve(settings: dict[str, Any], ready: Callable[[], None]) -> None:
         Path(settings["mountpoint"]),
         allow_other=settings["allow_other"],
         cache_bytes=settings["cache_bytes"],
+        check=settings["check"],
     )
     serve(options, ready)
 

@@ -203,7 +203,8 @@ class Handlers(pyfuse3.Operations):
         self._files[number] = _File(opened, ReadAhead(opened.node.size, READ_AHEAD_BYTES))
         lasts = opened.node.lasts
         # What may have changed is read past the page cache, which would cut it to its former size.
-        return FileInfo(fh=number, keep_cache=lasts, direct_io=not lasts)
+        keep = lasts and not opened.suspect
+        return FileInfo(fh=number, keep_cache=keep, direct_io=not lasts)
 
     @_guarded
     async def release(self, fh: int) -> None:

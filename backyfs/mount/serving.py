@@ -43,13 +43,15 @@ _M_ARENA_MAX = -8
 @dataclass(frozen=True, slots=True)
 class Options:
     """What to mount where. `base` and `mountpoint` are absolute; `cache_bytes` bounds decoded
-    frames in memory; `allow_other` lets other users in, to all of it.
+    frames in memory; `allow_other` lets other users in, to all of it; `check` verifies every byte
+    of cow revisions, too.
     """
 
     base: Path
     mountpoint: Path
     allow_other: bool = False
     cache_bytes: int = CACHE_BYTES_MAX
+    check: bool = False
 
 
 def serve(options: Options, ready: Callable[[], None]) -> None:
@@ -57,7 +59,7 @@ def serve(options: Options, ready: Callable[[], None]) -> None:
     _bound_resources()
     logging.getLogger("pyfuse3").setLevel(logging.CRITICAL)  # else a word per interrupted request
     images = OpenImages(FrameCache(options.cache_bytes))
-    handlers = Handlers(Tree(Catalog(options.base), images))
+    handlers = Handlers(Tree(Catalog(options.base), images, check=options.check))
     _mount(handlers, options)
     try:
         trio.run(_serve, options, handlers, images, ready)

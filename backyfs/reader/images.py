@@ -138,7 +138,8 @@ def readable(image: StoredImage, digest: str, cache: FrameCache) -> ReadableImag
     return CachedImage(image, digest, cache) if fd is None else RawImage(image, fd)
 
 
-Key = tuple[str, str, str]
+Key = tuple[str, str, str, bool]
+"""Directory of the repository, revision, disk, and whether frames are checked."""
 
 
 class _Shared:
@@ -185,13 +186,19 @@ class OpenImages:
     def __len__(self) -> int:
         return len(self._table)
 
-    def open(self, repository: Repository, record: Record, disk: str) -> Lease:
-        """A lease of a disk. NoRevision, Corrupt; OSError ENFILE when too many are open."""
-        key = (str(repository.path), record.id, disk)
+    def open(
+        self, repository: Repository, record: Record, disk: str, *, check: bool = False
+    ) -> Lease:
+        """A lease of a disk. NoRevision, Corrupt; OSError ENFILE when too many are open.
+
+        `check`: verify every frame that is read; without it a cow image's bytes are what its file
+        system returns (packs frames are always verified).
+        """
+        key = (str(repository.path), record.id, disk, check)
         while True:
             shared, mine = self._join(key)
             if mine:
-                return self._open(key, shared, repository, record, disk)
+                return self._open(key, shared, repository, record)
             shared.ready.wait()
             if shared.image is not None:
                 return Lease(self, key, shared, shared.image)
@@ -221,11 +228,10 @@ class OpenImages:
         del self._table[key]
         return self._idle.pop(key)
 
-    def _open(
-        self, key: Key, shared: _Shared, repository: Repository, record: Record, disk: str
-    ) -> Lease:
+    def _open(self, key: Key, shared: _Shared, repository: Repository, record: Record) -> Lease:
+        _, _, disk, check = key
         try:
-            stored = repository.open_disk(record, disk, check=False)
+            stored = repository.open_disk(record, disk, check=check)
             shared.image = readable(stored, record.disks[disk].digest, self.cache)
         except BaseException:
             with self._lock:

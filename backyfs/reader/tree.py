@@ -68,11 +68,15 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A file open for reading; `close` gives it back and never blocks."""
+    """A file open for reading; `close` gives it back and never blocks.
+
+    `suspect`: damage is known, so what was read of it before may not be kept.
+    """
 
     node: Node
     image: ReadableImage
     close: Callable[[], None]
+    suspect: bool = False
 
 
 _LEAF_BITS = 16
@@ -138,10 +142,14 @@ _DISK_LEAVES = 256
 
 
 class Tree:
-    """The files of a catalog; `images` opens what is read."""
+    """The files of a catalog; `images` opens what is read.
 
-    def __init__(self, catalog: Catalog, images: OpenImages) -> None:
-        self.catalog, self.images = catalog, images
+    `check`: verify every byte that is read, of cow revisions too. Where damage is known, this is
+    done anyhow.
+    """
+
+    def __init__(self, catalog: Catalog, images: OpenImages, *, check: bool = False) -> None:
+        self.catalog, self.images, self._check = catalog, images, check
         self._inodes = Inodes()
         self._shown: dict[str, Vm] = {}
 
@@ -195,8 +203,11 @@ class Tree:
         if leaf == _REVISION_JSON:
             text = Text(_revision_json(vm, revision, node.size))
             return Opened(node, text, text.close)
-        lease = self.images.open(vm.repository, revision.record, _disk(revision, leaf).name)
-        return Opened(node, lease.image, lease.close)
+        disk = _disk(revision, leaf).name
+        suspect = bool(vm.damage(revision.record))
+        check = self._check or suspect
+        lease = self.images.open(vm.repository, revision.record, disk, check=check)
+        return Opened(node, lease.image, lease.close, suspect)
 
     # The views
 

@@ -294,7 +294,12 @@ def test_a_plain_user_mounts_and_unmounts(tmp_path: Path) -> None:
         os.chown(path, NOBODY, NOBODY)
     subprocess.run(["mknod", "-m", "666", tmp_path / "fuse", "c", "10", "229"], check=True)
     script = _AS_USER.format(
-        dev=tmp_path / "fuse", python=sys.executable, base=base, point=point, user=NOBODY
+        top=tmp_path.parents[1],
+        dev=tmp_path / "fuse",
+        python=sys.executable,
+        base=base,
+        point=point,
+        user=NOBODY,
     )
     done = subprocess.run(
         ["unshare", "-m", "sh", "-e", "-c", script], capture_output=True, text=True, timeout=60
@@ -303,7 +308,9 @@ def test_a_plain_user_mounts_and_unmounts(tmp_path: Path) -> None:
     assert done.stdout.split("\n")[:2] == ["latest", repository.revisions()[0].id][::-1]
 
 
+# The new namespace must not keep alive what other tests mount and unmount meanwhile.
 _AS_USER = """
+awk -v top={top}/ 'index($2, top) == 1 {{ print $2 }}' /proc/self/mounts | xargs -r -n 1 umount -l
 mount --bind {dev} /dev/fuse
 exec setpriv --reuid {user} --regid {user} --clear-groups sh -e -c '
     backyfs="{python} -m backyfs.cli.main"
