@@ -32,6 +32,7 @@ class MemorySource:
     before_read: ReadHook = no_hook
     on_published: Callable[[], None] = lambda: None
     type: str = "memory"
+    gone: bool = False
     entered: int = 0
     left: int = 0
     published: int = 0
@@ -40,27 +41,34 @@ class MemorySource:
     kept: dict[int, dict[str, bytes]] = field(default_factory=dict)
 
     def disks(self) -> Sequence[str]:
+        self._require()
         return tuple(self.contents)
+
+    def _require(self) -> None:
+        if self.gone:
+            raise SourceUnavailable("the memory is gone")
 
     @contextlib.contextmanager
     def snapshot(self, revision: str, since: Mapping[str, Bookmark]) -> Iterator[Snapshot]:
+        self._require()
         self.entered += 1
         self.since = dict(since)
         number = self.entered
         if self.tracking:
             self.kept[number] = {name: bytes(data) for name, data in self.contents.items()}
+        disks = {name: self._disk(name, number, since) for name in self.contents}
         try:
-            yield MemorySnapshot(
-                self, {name: self._disk(name, number, since) for name in self.contents}
-            )
+            yield MemorySnapshot(self, disks)
         finally:
             self.left += 1
+            for disk in disks.values():
+                disk.open = False
 
     def _disk(self, name: str, number: int, since: Mapping[str, Bookmark]) -> MemoryDisk:
         data = self.contents[name] if self.live else bytes(self.contents[name])
         changes = None
         if self.tracking and name in since:
-            old = self.kept.get(since[name]["snapshot"], {}).get(name)
+            old = self.kept.get(since[name].get("snapshot", 0), {}).get(name)
             changes = None if old is None else Changes(tuple(_differences(old, data)))
         return MemoryDisk(self, name, data, {"snapshot": number}, changes)
 
@@ -93,12 +101,14 @@ class MemoryDisk:
         self._source, self._name, self._data, self._changes = source, name, data, changes
         self.size = len(data)
         self.bookmark = bookmark
+        self.open = True
 
     def data(self) -> Iterable[Extent]:
+        zeros = bytes(4096)
         return (
             Extent(at, min(4096, self.size - at))
             for at in range(0, self.size, 4096)
-            if any(self._data[at : at + 4096])
+            if self._data[at : at + 4096] != zeros[: self.size - at]
         )
 
     def changed(self) -> Changes | None:
@@ -106,7 +116,9 @@ class MemoryDisk:
 
     def read(self, offset: int, length: int) -> bytes:
         if not 0 <= offset <= offset + length <= self.size:
-            raise ValueError((offset, length))
+            raise ValueError(f"[{offset}, +{length}) is outside of {self.size}")
+        if not self.open:
+            raise SourceUnavailable("the snapshot was given back")
         self._source.before_read(self._name, offset, length)
         self._source.read_bytes += length
         found = bytes(self._data[offset : offset + length])
