@@ -138,6 +138,14 @@ class Repository:
             raise found
         return found
 
+    def next_seq(self) -> int:
+        """The seq of a revision that is published now: above all others.
+
+        Unreadable records count as if they were the newest: one may come back.
+        """
+        newest = max((record.seq for record in self.revisions()), default=0)
+        return newest + len(self.unreadable()) + 1
+
     def _read_records(self) -> dict[str, Record | BackyfsError]:
         with self._scan:
             fresh: dict[str, tuple[tuple[int, int, int], Record | BackyfsError]] = {}
@@ -494,7 +502,7 @@ class Staging:
             name: self._disk_record(name, writer, draft) for name, writer in self._disks.items()
         }
         return Record(
-            seq=max((record.seq for record in self._repository.revisions()), default=0) + 1,
+            seq=self._repository.next_seq(),
             id=self.revision,
             time=self.time,
             parent=self.parent.id if self.parent else "",

@@ -12,13 +12,14 @@ from backyfs.model import FRAME, Extent, merged
 from backyfs.store.format import GcReport, Place
 from backyfs.store.fs import Fs
 from backyfs.store.layout import Layout, owner
-from backyfs.store.packs.extents import GAP, ExtentMap
+from backyfs.store.packs.extents import ExtentMap
 from backyfs.store.packs.fsck import check_packs
 from backyfs.store.packs.gc import Collector
 from backyfs.store.packs.image import PackImage, load_map
 from backyfs.store.packs.library import Library
+from backyfs.store.packs.reach import Reach
 from backyfs.store.packs.writer import PackStage, ParentDisk, map_path
-from backyfs.store.quarantine import WHOLE, Bad
+from backyfs.store.quarantine import Bad
 from backyfs.store.record import DiskRecord, Record
 
 
@@ -70,7 +71,7 @@ class PacksFormat:
     # Damage
 
     def structure(self, disk: DiskRecord) -> Iterator[str]:
-        """The map must be as recorded, and every segment it names present with its root."""
+        """The map must be as recorded, and every segment it needs present with its root."""
         try:
             extent_map = self._map(disk)
         except (Corrupt, NoRevision) as exc:
@@ -78,19 +79,12 @@ class PacksFormat:
             return
         self._library.acquire()
         try:
-            for ref in extent_map.segments:
-                yield from self._segment_problem(ref.name, ref.count, ref.root)
+            reach = Reach(self._library, extent_map)
+            yield from reach.broken.values()
+            for name in sorted(reach.lost_bases()):
+                yield f"segment {name} is missing, which frames are patches against"
         finally:
             self._library.release()
-
-    def _segment_problem(self, name: str, count: int, root: bytes) -> Iterator[str]:
-        try:
-            segment = self._library.segment(name)
-        except Corrupt as exc:
-            yield exc.reason
-            return
-        if (segment.count, segment.root) != (count, root):
-            yield f"segment {name} is not the one the map was made for"
 
     def _map(self, disk: DiskRecord) -> ExtentMap:
         path = map_path(self._place, disk.files)
@@ -115,39 +109,9 @@ class PacksFormat:
         )
 
     def _bad_frames(self, image: PackImage) -> dict[int, Bad | None]:
-        bad = self._place.quarantine.bad()
-        if not bad:
-            return {}
-        whole = {item.unit for item in bad if item.number == WHOLE}
-        units = {item.unit for item in bad}
-        return {
-            frame: place
-            for run in image.map.runs()
-            for frame, place in self._bad_in_run(image, run.first, run.span, bad, whole, units)
-        }
-
-    def _bad_in_run(
-        self,
-        image: PackImage,
-        first: int,
-        span: int,
-        bad: set[Bad],
-        whole: set[str],
-        units: set[str],
-    ) -> Iterator[tuple[int, Bad]]:
-        for run in image.map.find(first, span):
-            name = image.map.segments[run.segment].name
-            for index in range(run.span if run.segment != GAP else 0):
-                place = Bad(name, run.number + index)
-                if name in whole or (name in units and place in bad) or self._rests_on(place, bad):
-                    yield run.first + index, place
-
-    def _rests_on(self, place: Bad, bad: set[Bad]) -> bool:
-        try:
-            chain = self._library.chain(place)
-        except (Corrupt, ValueError):
-            return False  # what cannot be looked up is reported by the structure check
-        return any(base in bad or Bad(base.unit, WHOLE) in bad for base in chain)
+        """Frames that are, or rest on, what is in quarantine or missing, and where they lie."""
+        reach = Reach(self._library, image.map)
+        return dict(reach.bad_frames(self._place.quarantine.bad()))
 
     # Files
 
@@ -184,10 +148,15 @@ class PacksFormat:
                     yield self._map(disk)
 
     def fsck(self, records: list[Record]) -> Iterator[str]:
-        """See packs.fsck."""
+        """See packs.fsck. Maps that cannot be read are reported by the structure check."""
+        maps: dict[Path, ExtentMap] = {}
+        for disk in (disk for record in records for disk in record.disks.values()):
+            path = map_path(self._place, disk.files)
+            with contextlib.suppress(Corrupt, NoRevision):
+                maps[path] = maps.get(path) or self._map(disk)
         self._library.acquire()
         try:
-            yield from check_packs(self._place.layout.packs, list(self._maps(records)))
+            yield from check_packs(self._place.layout.packs, maps.values())
         finally:
             self._library.release()
 

@@ -14,6 +14,8 @@ from backyfs.model import FRAME
 from backyfs.store.contract import Buffer
 
 DEAD, ZSTD, PATCH = 0, 1, 2
+STORED_BYTES_MAX = 2 * FRAME
+"""No frame is stored in more; an entry that says so is damaged."""
 DEPTH_MAX = 4
 PATCH_GAIN = 0.8
 """A patch is stored if it is smaller than this share of the plain frame."""

@@ -129,7 +129,7 @@ class ExtentMap:
         Header.decode(data, MAP_MAGIC, what)
         try:
             return cls._decoded(data)
-        except (struct.error, ValueError, OverflowError, zstandard.ZstdError) as exc:
+        except (struct.error, ValueError, LookupError, ArithmeticError, zstandard.ZstdError) as exc:
             raise Corrupt(f"{what} is malformed: {exc}") from exc
 
     @classmethod

@@ -73,12 +73,16 @@ def _entry_problem(segment: Segment, entry: Entry) -> str:
 def _chain_problem(home: Segment, number: int, segments: dict[str, Segment]) -> str:
     """A live frame, and all it rests on, must be there. (What rests on it may be dead.)"""
     for _ in range(codec.DEPTH_MAX + 1):
-        entry = home.entry(number)
+        try:
+            entry = home.entry(number)
+        except Corrupt as exc:
+            return exc.reason
         if entry[2] == codec.DEAD:
             return f"a dead frame of {home.name}"
         if entry[2] == codec.ZSTD:
             return ""
-        below = segments.get(home.base_name(entry[5]))
+        names = home.pack.footer.names
+        below = segments.get(names[entry[5]]) if entry[5] < len(names) else None
         if below is None or entry[7] >= below.count:
             return f"a patch in {home.name} without its base"
         home, number = below, entry[7]

@@ -9,6 +9,7 @@ Called only when every record and every map is readable (the repository fails cl
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backyfs.errors import Corrupt
+from backyfs.model import Extent, merged
 from backyfs.store import space
 from backyfs.store.format import GcReport, Place
 from backyfs.store.packs import codec
@@ -57,13 +59,13 @@ class Collector:
 
     def __init__(self, place: Place, maps: Iterable[ExtentMap]) -> None:
         self._place = place
-        self._packs = _open_all(place.layout.packs)
+        self._packs, self._unreadable = _open_all(place.layout.packs)
         self._homes: dict[str, Segment] = {}
         for use in self._packs:
             for segment in use.segments:
-                # Two packs hold the same segment only after a crash in a merge: prefer the merged.
-                if use.pack.path.name.startswith(MERGED_PREFIX) or segment.name not in self._homes:
-                    self._homes[segment.name] = segment
+                # Two packs hold the same segment only after a crash in a merge. The library takes
+                # the first by name: what it may be reading must not be the one we drop.
+                self._homes.setdefault(segment.name, segment)
         self._punched = False
         self._marks = self._mark(maps)
         for use in self._packs:
@@ -95,10 +97,10 @@ class Collector:
                 raise Corrupt(f"segment {name} is missing; nothing is deleted")
             for base, number in _bases(segment, marks[name]):
                 home = self._homes.get(base)
-                if home is None or number >= home.count:
+                if home is None:
                     raise Corrupt(f"segment {base} is missing; nothing is deleted")
                 mark = marks.setdefault(base, bytearray(home.count))
-                if not mark[number]:
+                if number < len(mark) and not mark[number]:
                     mark[number] = 1
                     pending.add(base)
 
@@ -106,9 +108,10 @@ class Collector:
         for segment in use.segments:
             mark = self._marks.get(segment.name) if self._is_home(segment) else None
             for number, entry in enumerate(segment.all_entries()):
-                use.stored += entry[1]
+                size = segment.stored_bytes(entry)
+                use.stored += size
                 if mark is not None and mark[number]:
-                    use.live += entry[1]
+                    use.live += size
 
     def _is_home(self, segment: Segment) -> bool:
         return self._homes.get(segment.name) is segment
@@ -157,9 +160,11 @@ class Collector:
     def step(self, *, dry_run: bool) -> GcReport:
         """Unlink dead packs, then merge one group; a dry run only says what it would do."""
         gone = self.dead_packs()
-        freed = sum(use.pack.bytes for use in gone)
+        # Everything that is needed was found elsewhere, so what cannot be read is not needed.
+        paths = [use.pack.path for use in gone] + self._unreadable
+        freed = sum(path.stat().st_size for path in paths)
         if not dry_run:
-            self._unlink(gone)
+            self._unlink(paths)
         self._packs = [use for use in self._packs if use not in gone]
         group = self.merge_group()
         before = sum(use.pack.bytes for use in group)
@@ -169,7 +174,7 @@ class Collector:
         if not dry_run:
             self._forget_quarantine()
         return GcReport(
-            removed_files=len(gone),
+            removed_files=len(paths),
             merged_files=len(group),
             written_files=1 if group else 0,
             freed_bytes=freed + max(0, before - after),
@@ -179,9 +184,9 @@ class Collector:
             more=bool(group) and not self._punched,
         )
 
-    def _unlink(self, uses: Iterable[PackUse]) -> None:
-        for use in uses:
-            self._place.fs.unlink(use.pack.path)
+    def _unlink(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            self._place.fs.unlink(path)
 
     def _merge(self, group: Sequence[PackUse]) -> int:
         """Write the group's live frames to one new pack; returns its size (0 = not merged)."""
@@ -193,7 +198,7 @@ class Collector:
         segments = [segment for use in group for segment in self._live_segments(use)]
         Rewriter(self._place, target).write(segments, self._is_live, {})
         self._place.fs.sync_dir(directory)
-        self._unlink(group)
+        self._unlink(use.pack.path for use in group)
         self._packs = [use for use in self._packs if use not in group]
         merged = PackFile(target)
         self._packs.append(
@@ -218,21 +223,21 @@ class Collector:
         return sum(use.live for use in group)
 
     def _dead_ranges(self, use: PackUse) -> Iterator[tuple[int, int]]:
-        """Whole blocks covered by neighbouring dead frames."""
-        dead = sorted(
-            (entry[0], entry[0] + entry[1])
-            for segment in use.segments
-            for number, entry in enumerate(segment.all_entries())
-            if entry[1] and not (self._is_home(segment) and self._is_live(segment, number))
-        )
-        start = end = 0
-        for first, last in [*dead, (1 << 62, 1 << 62)]:
-            if first > end:
-                low, high = -(-start // _BLOCK) * _BLOCK, end // _BLOCK * _BLOCK
-                if high > low:
-                    yield low, high
-                start = first
-            end = max(end, last)
+        """Whole blocks of dead frames that no live frame claims, however damaged the table is.
+
+        A second copy of a live segment stays: somebody may be reading it.
+        """
+        dead: list[Extent] = []
+        live: list[Extent] = []
+        for segment in use.segments:
+            for number, entry in enumerate(segment.all_entries()):
+                if size := segment.stored_bytes(entry):
+                    found = live if self._is_live(segment, number) else dead
+                    found.append(Extent(entry[0], size))
+        for extent in merged(_without(dead, live)):
+            low, high = -(-extent.offset // _BLOCK) * _BLOCK, extent.end // _BLOCK * _BLOCK
+            if high > low:
+                yield low, high
 
     def _forget_quarantine(self) -> None:
         """Drop records of frames that nothing needs any more."""
@@ -246,21 +251,39 @@ class Collector:
 def _bases(segment: Segment, mark: bytearray) -> Iterator[tuple[str, int]]:
     for number, entry in enumerate(segment.all_entries()):
         if mark[number] and entry[2] == codec.PATCH:
-            yield segment.base_name(entry[5]), entry[7]
+            with contextlib.suppress(ValueError):  # a damaged entry: its frame is lost already
+                yield segment.base_name(entry[5]), entry[7]
 
 
-def _open_all(directory: Path) -> list[PackUse]:
+def _without(some: Iterable[Extent], others: Iterable[Extent]) -> Iterator[Extent]:
+    """The bytes of `some` extents that are in none of the `others`, in pieces."""
+    edges = [(e.offset, 1, 0) for e in some] + [(e.offset, 0, 1) for e in others]
+    edges += [(e.end, -1, 0) for e in some] + [(e.end, 0, -1) for e in others]
+    inside = outside = before = 0
+    for at, enter, leave in sorted(edges):
+        if inside and not outside and at > before:
+            yield Extent(before, at - before)
+        inside, outside, before = inside + enter, outside + leave, at
+
+
+def _open_all(directory: Path) -> tuple[list[PackUse], list[Path]]:
+    """The packs in the order the library looks for segments, and those that cannot be read."""
     uses: list[PackUse] = []
+    unreadable: list[Path] = []
     try:
-        for name in sorted(os.listdir(directory)):
-            if name.endswith(PACK_SUFFIX):
-                pack = PackFile(directory / name)
-                uses.append(PackUse(pack, [Segment(pack, d) for d in pack.footer.segments]))
+        for path in sorted(directory.glob(f"*{PACK_SUFFIX}")):
+            try:
+                pack = PackFile(path)
+            except Corrupt:
+                unreadable.append(path)
+                continue
+            segments = [Segment(pack, descriptor) for descriptor in pack.footer.segments]
+            uses.append(PackUse(pack, [s for s in segments if not s.cut_off]))
     except BaseException:
         for use in uses:
             use.pack.close()
         raise
-    return uses
+    return uses, unreadable
 
 
 def _within_limits(chosen: Sequence[PackUse]) -> Iterator[PackUse]:

@@ -20,7 +20,7 @@ from backyfs.store import lock
 from backyfs.store.contract import StoredImage
 from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest
 from backyfs.store.fs import read_exactly
-from backyfs.store.packs.extents import GAP, ExtentMap, Run
+from backyfs.store.packs.extents import GAP, ExtentMap, Run, SegmentRef
 from backyfs.store.packs.library import BadFrame, Chained, Library
 from backyfs.store.quarantine import WHOLE, Bad, Quarantine
 
@@ -134,17 +134,17 @@ class PackImage:
         return frames
 
     def _stored(self, run: Run) -> list[bytes]:
-        name = self.map.segments[run.segment].name
+        ref = self.map.segments[run.segment]
         try:
-            return self._library.read(name, run.number, run.span)
+            return self._library.read(ref.name, ref.root, run.number, run.span)
         except BadFrame:
-            return self._one_by_one(name, run)
+            return self._one_by_one(ref, run)
 
-    def _one_by_one(self, name: str, run: Run) -> list[bytes]:
+    def _one_by_one(self, ref: SegmentRef, run: Run) -> list[bytes]:
         frames: list[bytes] = []
         for index in range(run.span):
             try:
-                frames += self._library.read(name, run.number + index, 1)
+                frames += self._library.read(ref.name, ref.root, run.number + index, 1)
             except BadFrame as exc:
                 raise self._corrupt(exc, run.first + index) from exc
         return frames
@@ -200,8 +200,8 @@ class PackImage:
             if run.segment == GAP:
                 parts.append(bytes(run.span * HASH))
             else:
-                name = self.map.segments[run.segment].name
-                parts.append(self._library.hashes(name, run.number, run.span))
+                ref = self.map.segments[run.segment]
+                parts.append(self._library.hashes(ref.name, ref.root, run.number, run.span))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def groups(self) -> bytes:
@@ -221,11 +221,11 @@ class PackImage:
         return bad
 
     def _check_run(self, run: Run) -> list[int]:
-        name = self.map.segments[run.segment].name
+        ref = self.map.segments[run.segment]
         try:
-            self._library.read(name, run.number, run.span, fresh=True)
+            self._library.read(ref.name, ref.root, run.number, run.span, fresh=True)
         except BadFrame as exc:
-            if exc.bad == Bad(name, WHOLE):
+            if exc.bad == Bad(ref.name, WHOLE):
                 self.report(exc, run.first)
                 return list(range(run.first, run.first + run.span))
             if run.span == 1:

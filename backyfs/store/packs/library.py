@@ -18,7 +18,6 @@ from pathlib import Path
 from blake3 import blake3
 
 from backyfs.errors import Corrupt
-from backyfs.model import FRAME
 from backyfs.store.fs import forget_pages
 from backyfs.store.packs import codec
 from backyfs.store.packs.packfile import PackFile, Segment
@@ -159,29 +158,38 @@ class Library:
 
     # Reading
 
-    def hashes(self, name: str, number: int, count: int) -> bytes:
-        """The recorded hashes of consecutive frames."""
+    def rooted(self, name: str, root: bytes) -> Segment:
+        """The segment, if it is the one a map was made for. Corrupt."""
+        segment = self.segment(name)
+        if segment.root != root:
+            raise Corrupt(f"segment {name} is not the one the map was made for")
+        return segment
+
+    def hashes(self, name: str, root: bytes, number: int, count: int) -> bytes:
+        """The recorded hashes of consecutive frames of the segment with this root. Corrupt."""
         try:
-            return self.segment(name).hashes(number, count)
+            return self.rooted(name, root).hashes(number, count)
         except ValueError as exc:
             raise Corrupt(str(exc)) from exc
 
-    def read(self, name: str, number: int, count: int, *, fresh: bool = False) -> list[bytes]:
-        """Decoded, checked frames. BadFrame names the first that cannot be had.
+    def read(
+        self, name: str, root: bytes, number: int, count: int, *, fresh: bool = False
+    ) -> list[bytes]:
+        """Decoded, checked frames of the segment with this root.
 
-        `fresh`: read from the medium, past the page cache.
+        BadFrame names the first that cannot be had. `fresh`: from the medium, past the page cache.
         """
         try:
-            return self._read(name, number, count, fresh)
+            return self._read(name, root, number, count, fresh)
         except BadFrame as exc:
             segment = self._segments.get(exc.bad.unit)
             if segment is None or not self._replaced(segment):
                 raise
-        return self._read(name, number, count, fresh)
+        return self._read(name, root, number, count, fresh)
 
-    def _read(self, name: str, number: int, count: int, fresh: bool) -> list[bytes]:
+    def _read(self, name: str, root: bytes, number: int, count: int, fresh: bool) -> list[bytes]:
         try:
-            segment = self.segment(name)
+            segment = self.rooted(name, root)
         except Corrupt as exc:
             raise BadFrame(Bad(name, WHOLE), exc.reason) from exc
         try:
@@ -204,9 +212,9 @@ class Library:
         fresh: bool,
     ) -> Iterator[bytes]:
         start, length = run[0][0], sum(entry[1] for entry in run)
-        if fresh:
-            forget_pages(segment.pack.fd, start, length)
         try:
+            if fresh:
+                forget_pages(segment.pack.fd, start, length)
             data = memoryview(segment.pack.pread(length, start))
         except (OSError, OverflowError) as exc:
             raise BadFrame(Bad(segment.name, number), f"cannot be read: {exc}") from exc
@@ -244,7 +252,7 @@ class Library:
         try:
             segment = self.segment(bad.unit)
             entry = segment.entry(bad.number)
-            if entry[1] > 2 * FRAME:
+            if entry[1] > codec.STORED_BYTES_MAX:
                 raise ValueError(f"{entry[1]} bytes are impossible for a frame")
             stored = memoryview(segment.pack.pread(entry[1], entry[0]))
         except Corrupt as exc:
@@ -256,9 +264,15 @@ class Library:
     def checked(self, bad: Bad) -> Chained:
         """As `chained`, with the frame's hash checked."""
         found = self.chained(bad)
-        if blake3(found.frame).digest() != self.hashes(bad.unit, bad.number, 1):
+        if not self._matches(bad, found.frame):
             raise BadFrame(self._culprit(self.segment(bad.unit), bad.number), "wrong content")
         return found
+
+    def _matches(self, bad: Bad, frame: bytes) -> bool:
+        try:
+            return blake3(frame).digest() == self.segment(bad.unit).hashes(bad.number, 1)
+        except (Corrupt, ValueError) as exc:
+            raise BadFrame(bad, f"its hash: {exc.args[0]}") from exc
 
     def _culprit(self, segment: Segment, number: int) -> Bad:
         """The deepest element of the chain whose own content is wrong."""
@@ -268,22 +282,26 @@ class Library:
             if base is None:
                 break
             here = base
-            frame = self.chained(here).frame
-            if blake3(frame).digest() != self.hashes(here.unit, here.number, 1):
+            if not self._matches(here, self.chained(here).frame):
                 wrong = here
         return wrong
 
     def chain(self, bad: Bad) -> list[Bad]:
-        """The bases a frame's patch rests on, nearest first, from the tables alone."""
-        found: list[Bad] = []
+        """The bases a frame's patch rests on, nearest first, from the tables alone.
+
+        Corrupt or ValueError where one cannot be followed.
+        """
+        return list(self.bases(bad))
+
+    def bases(self, bad: Bad) -> Iterator[Bad]:
+        """As `chain`, one by one: those before the one that cannot be followed are given."""
         for _ in range(codec.DEPTH_MAX):
             segment = self.segment(bad.unit)
             entry = segment.entry(bad.number)
             if entry[2] != codec.PATCH:
-                break
+                return
             bad = Bad(segment.base_name(entry[5]), entry[7])
-            found.append(bad)
-        return found
+            yield bad
 
 
 def merged_packs(directory: Path) -> list[Path]:
@@ -304,7 +322,7 @@ def _contiguous(entries: list[Entry]) -> Iterator[tuple[int, list[Entry]]]:
                 yield start, entries[start:index]
             start, size = index, 0
         # A damaged length must not become a request for gigabytes of memory.
-        if entry[1] > 2 * FRAME:
+        if entry[1] > codec.STORED_BYTES_MAX:
             entries[index] = entry = (entry[0], 0, *entry[2:])
         expected, size = entry[0] + entry[1], size + entry[1]
     if len(entries) > start:

@@ -17,10 +17,12 @@ from backyfs.errors import Corrupt
 from backyfs.store.digest import HASH
 from backyfs.store.fs import read_exactly
 from backyfs.store.header import Header
+from backyfs.store.packs import codec
 from backyfs.store.packs.table import (
     ENTRY,
     FOOTER_MAGIC,
     HEADER_BYTES,
+    PACK_HEADER_BYTES,
     PACK_MAGIC,
     TAIL_BYTES,
     Descriptor,
@@ -132,6 +134,13 @@ class Segment:
         self._at = descriptor
         self._serial = next(_serial)
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether the file ended before the segment's columns do when it was opened."""
+        at = self._at
+        end = max(at.entries_at + self.count * ENTRY.size, at.hashes_at + self.count * HASH)
+        return end > self.pack.bytes
+
     def _page(self, number: int) -> tuple[bytes, int]:
         """The page with entries, then hashes, and how many entries it has."""
         page = number // PAGE
@@ -145,6 +154,10 @@ class Segment:
                 ) + read_exactly(self.pack.fd, count * HASH, self._at.hashes_at + first * HASH)
             except EOFError as exc:
                 raise Corrupt(f"packs/{self.pack.path.name}: its table is cut off") from exc
+            except OSError as exc:
+                raise Corrupt(
+                    f"packs/{self.pack.path.name}: its table cannot be read: {exc.strerror}"
+                ) from exc
             _pages.put((self._serial, page), cached)
         return cached, count
 
@@ -154,6 +167,12 @@ class Segment:
             raise ValueError(f"segment {self.name} has no frame {number}")
         page, _ = self._page(number)
         return ENTRY.unpack_from(page, number % PAGE * ENTRY.size)
+
+    def stored_bytes(self, entry: Entry) -> int:
+        """The stored size in an entry of ours; 0 where it is dead, or damaged beyond belief."""
+        offset, size = entry[:2]
+        inside = PACK_HEADER_BYTES <= offset <= self.pack.footer.table_at - size
+        return size if inside and size <= codec.STORED_BYTES_MAX else 0
 
     def entries(self, number: int, count: int) -> list[Entry]:
         """Entries of consecutive frames."""

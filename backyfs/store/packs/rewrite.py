@@ -79,8 +79,11 @@ class Rewriter:
 
     def _carry(self, table: SegmentTable, segment: Segment, entry: Entry) -> bytes:
         offset, size, kind, depth, _, base, _, number = entry
-        stored = segment.pack.pread(size, offset)
-        # An entry too damaged to say its base stays as damaged as it is.
+        # An entry too damaged to say where its bytes are, or its base, stays damaged; one whose
+        # size is too large may still be readable.
+        size = min(size, codec.STORED_BYTES_MAX)
+        inside = offset < segment.pack.footer.table_at
+        stored = segment.pack.pread(size, offset) if inside else b""
         known = kind == codec.PATCH and base < len(segment.pack.footer.names)
         index = self._index(segment.pack.footer.names[base]) if known else NO_BASE
         return self._add(table, stored, kind, depth, index, number)
