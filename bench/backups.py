@@ -117,8 +117,9 @@ def random4k(bench: Workbench) -> None:
 
 def _take_gc(bench: Workbench, system: Backyfs) -> None:
     """What memory collecting garbage takes when half of the revisions are gone."""
+    newest_gone = bench.options.generations // 2 + 1
     with bench.attempt(GC, OURS):
-        run([system.command("forget", "--yes", "-r", "first..5")])
+        run([system.command("forget", "--yes", "-r", f"first..{newest_gone}")])
     bench.take(GC, OURS, [system.gc(), durable(system.home)])
 
 
