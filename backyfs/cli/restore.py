@@ -35,6 +35,7 @@ _LISTED_MAX = 20
     help="Write zeros where data is damaged, list those ranges and exit 12.",
 )
 @click.option("-f", "--force", is_flag=True, help="Overwrite existing data without asking.")
+@options.dry_run
 @options.progress
 @options.as_json
 @click.pass_obj
@@ -46,6 +47,7 @@ def command(
     check_first: bool,
     salvage: bool,
     force: bool,
+    dry_run: bool,
     progress: bool | None,
     as_json: bool,
 ) -> int:
@@ -68,6 +70,11 @@ def command(
     name = selection.disk_of(record, disk)
     if not salvage:
         _check_structure(repository, record, name)
+    if dry_run:
+        over = ", over existing data" if target != "-" and holds_data(target) else ""
+        size = output.size(record.disks[name].size)
+        output.line(f"would restore {record.id}/{name} ({size}) to {target}{over}")
+        return 0
     if not force and target != "-" and holds_data(target):
         question = f"Overwrite {target} with {record.id}/{name}?"
         consent.ask(question, [], yes=False, option="--force")

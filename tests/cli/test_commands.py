@@ -204,6 +204,16 @@ def test_restore_every_revision(vm: Vm, tmp_path: Path, kind: str) -> None:
             assert target.read_bytes() == content
 
 
+def test_what_a_restore_would_do(vm: Vm, tmp_path: Path) -> None:
+    target = tmp_path / "disk.img"
+    newest = vm.ids[-1]
+    line = f"would restore {newest}/disk (3.0 MiB) to {target}"
+    assert on(vm, "restore", "-n", target).out == f"{line}\n"
+    target.write_bytes(b"old")
+    assert on(vm, "restore", "-n", target).out == f"{line}, over existing data\n"
+    assert target.read_bytes() == b"old"
+
+
 def test_restore_of_damaged_data(vm: Vm, tmp_path: Path) -> None:
     damage(vm)
     target = tmp_path / "out"
