@@ -470,7 +470,7 @@ class StoreContract:
         made = back_up(repository, second, parent, first)
         assert read_all(repository, made.record) == second
         assert made.record.disks["disk"].digest == digest_of(second)
-        if old != new and min(old, new) < new:
+        if old != new and min(old, new) // FRAME < -(-new // FRAME):
             assert min(old, new) // FRAME in covered(made.required["disk"])
         assert all(extent.end <= new for extent in made.required["disk"])
         assert read_all(repository, parent) == first

@@ -8,10 +8,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-pytest.register_assert_rewrite("tests.store.contract")
-
-from backyfs.store.repository import Repository  # noqa: E402
-from tests.store.contract import (  # noqa: E402
+from backyfs.store.repository import Repository
+from tests.store.contract import (
     Machine,
     StoreContract,
     back_up,

@@ -97,8 +97,8 @@ class CowDiskWriter:
             return [Extent(0, self._size)] if self._size else []
         frames = {n for n in self._sick if n < frame_count(self._size)}
         if self._parent is not None and self._parent.size != self._size:
-            edge = min(self._parent.size, self._size)
-            frames |= {edge // FRAME} if edge < self._size else set()
+            edge = min(self._parent.size, self._size) // FRAME
+            frames |= {edge} if edge < frame_count(self._size) else set()
         return list(merged(self._extent(first, end) for first, end in runs(sorted(frames))))
 
     def _extent(self, first: int, end: int) -> Extent:

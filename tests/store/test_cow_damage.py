@@ -1,0 +1,411 @@
+"""Damage of cow revisions: found, told, never spread, healed by the next backup."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from backyfs.errors import Corrupt
+from backyfs.model import FRAME, Extent
+from backyfs.store.cow.image import CowImage
+from backyfs.store.fs import forget_pages
+from backyfs.store.quarantine import WHOLE, Bad
+from backyfs.store.record import Record
+from backyfs.store.repository import Repository
+from tests.conftest import SmallFs
+from tests.store.contract import (
+    DRAFT,
+    back_up,
+    covered,
+    digest_of,
+    frame,
+    image_of,
+    noise,
+    read_all,
+)
+
+MIB = 1 << 20
+BLOCK = 4096
+HEAD = 4096
+
+
+@pytest.fixture
+def repository(reflink_dir: Path) -> Repository:
+    return Repository.create(reflink_dir / "vm", "cow")
+
+
+def image_path(repository: Repository, record: Record) -> Path:
+    return repository.layout.revisions / f"{record.id}.disk.img"
+
+
+def table_path(repository: Repository, record: Record) -> Path:
+    return repository.layout.revisions / f"{record.id}.disk.sum"
+
+
+def flip(path: Path, offset: int, mask: int = 1) -> None:
+    """Flip bits of one byte of a file, in that file alone."""
+    with open(path, "r+b") as stream:
+        stream.seek(offset)
+        byte = stream.read(1)[0]
+        stream.seek(offset)
+        stream.write(bytes([byte ^ mask]))
+
+
+def check(repository: Repository, record: Record) -> list[int]:
+    """Bad frames of a disk."""
+    with closing(repository.open_disk(record, "disk")) as image:
+        return image.check(0, -(-image.size // FRAME))
+
+
+def damaged(repository: Repository) -> dict[str, list[Extent | None]]:
+    """What the repository knows to be damaged."""
+    return {
+        revision: [item.extent for item in items] for revision, items in repository.damage().items()
+    }
+
+
+# ---- the medium --------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["xfs", "btrfs"])
+def on_a_medium(request: pytest.FixtureRequest, small_fs: SmallFs) -> tuple[Repository, Path]:
+    """A repository on a file system of its own, and the file that is its medium."""
+    place = small_fs(request.param, 300 * MIB)
+    return Repository.create(place / "vm", "cow"), place.parent / f"{request.param}.img"
+
+
+def spoil_medium(medium: Path, block: bytes) -> int:
+    """Flip a bit wherever the medium holds these bytes; how often it does."""
+    found = 0
+    with open(medium, "r+b") as stream, mmap.mmap(stream.fileno(), 0) as view:
+        at = view.find(block)
+        while at >= 0:
+            view[at + 7] ^= 1
+            found += 1
+            at = view.find(block, at + 1)
+    return found
+
+
+def sync(repository: Repository) -> None:
+    """Have everything on the medium and nothing in the page cache."""
+    for path in repository.layout.revisions.iterdir():
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        forget_pages(fd)
+        os.close(fd)
+
+
+def test_a_bad_block_is_bad_in_all_that_share_it(on_a_medium: tuple[Repository, Path]) -> None:
+    repository, medium = on_a_medium
+    contents = [image_of(2, 4, 6, 8)]
+    # The second changes another block of the frame, the third another frame, the fourth the block.
+    contents.append(contents[0][: FRAME + 5000] + b"second" + contents[0][FRAME + 5006 :])
+    contents.append(contents[1][:100] + b"third" + contents[1][105:])
+    at = FRAME + 9 * BLOCK
+    contents.append(contents[2][:at] + b"fourth" + contents[2][at + 6 :])
+    records: list[Record] = []
+    for number, content in enumerate(contents):
+        parent, known = (records[-1], contents[number - 1]) if records else (None, None)
+        records.append(back_up(repository, content, parent, known).record)
+    sync(repository)
+    assert spoil_medium(medium, contents[0][at : at + BLOCK]) == 1
+    repository = Repository.open(repository.path)
+    assert damaged(repository) == {}
+    assert check(repository, records[1]) == [1]
+    # Found in one, known of all that share the block.
+    assert damaged(repository) == {record.id: [Extent(FRAME, FRAME)] for record in records[:3]}
+    for record, content in zip(records, contents, strict=True):
+        with closing(repository.open_disk(record, "disk")) as image:
+            assert image.read(0, FRAME) == content[:FRAME]
+            assert image.read(2 * FRAME, 2 * FRAME) == content[2 * FRAME :]
+            if record is not records[3]:
+                with pytest.raises(Corrupt) as caught:
+                    image.read(FRAME, 10)
+                assert (caught.value.revision, caught.value.offset) == (record.id, FRAME)
+    # The guest is back at the third state: one frame of the source heals all three, though two
+    # of them hold it with another block.
+    made = back_up(repository, contents[2], records[3], contents[3])
+    assert covered(made.required["disk"]) == {1}
+    assert damaged(repository) == {}
+    sync(repository)
+    for record, content in zip([*records, made.record], [*contents, contents[2]], strict=True):
+        assert read_all(repository, record) == content
+        assert check(repository, record) == []
+
+
+def test_reading_finds_it_too(on_a_medium: tuple[Repository, Path]) -> None:
+    repository, medium = on_a_medium
+    content = image_of(2, 4, tail=noise(5000))
+    record = back_up(repository, content).record
+    sync(repository)
+    assert spoil_medium(medium, content[FRAME + BLOCK : FRAME + 2 * BLOCK]) == 1
+    repository = Repository.open(repository.path)
+    with closing(repository.open_disk(record, "disk")) as image:
+        for _ in range(2):
+            with pytest.raises(Corrupt) as caught:
+                image.read(100, len(content) - 100)
+            assert (caught.value.offset, caught.value.length) == (FRAME, FRAME)
+        assert image.read(2 * FRAME, 5000) == content[2 * FRAME :]
+    assert damaged(repository) == {record.id: [Extent(FRAME, FRAME)]}
+    with closing(repository.open_disk(record, "disk", check=False)) as image:
+        if "btrfs" in str(medium):  # which checks by itself; XFS hands out what it reads
+            with pytest.raises(Corrupt):
+                image.read(FRAME, FRAME)
+        else:
+            assert image.read(FRAME, FRAME) != content[FRAME : 2 * FRAME]
+
+
+def test_an_unreadable_parent_block_does_not_stop_a_backup(
+    on_a_medium: tuple[Repository, Path],
+) -> None:
+    repository, medium = on_a_medium
+    content = image_of(2, 4, 6)
+    first = back_up(repository, content).record
+    sync(repository)
+    spoil_medium(medium, content[FRAME : FRAME + BLOCK])
+    changed = content[: FRAME + 5000] + b"changed" + content[FRAME + 5007 :]
+    made = back_up(Repository.open(repository.path), changed, first, content)
+    sync(repository)
+    assert check(repository, made.record) == []
+    assert read_all(repository, made.record) == changed
+    assert check(repository, first) == [1]
+
+
+# ---- tables ------------------------------------------------------------------------------------
+
+
+def test_a_damaged_frame_hash_costs_no_data(repository: Repository) -> None:
+    content = image_of(2, 4, 0, 6)
+    record = back_up(repository, content).record
+    for number in range(4):
+        flip(table_path(repository, record), HEAD + number * 32 + 5)
+        fresh = Repository.open(repository.path)
+        assert read_all(fresh, record) == content  # level 1 confirms what the data hashes to
+        with closing(fresh.open_disk(record, "disk")) as image:
+            assert image.hashes(0, 2) == image.hashes(0, 4)[:64]
+        assert check(fresh, record) == [number]
+        extent = Extent(number * FRAME, FRAME)
+        assert damaged(fresh) == {kept.id: [extent] for kept in fresh.revisions()}
+        made = back_up(fresh, content, record, content)
+        assert covered(made.required["disk"]) == {number}
+        assert made.record.disks["disk"].files == record.disks["disk"].files
+        assert damaged(fresh) == {}
+        assert fresh.fsck() == []
+
+
+def test_an_unnoticed_damaged_hash_does_not_spread(repository: Repository) -> None:
+    content = image_of(2, 4, 6)
+    record = back_up(repository, content).record
+    flip(table_path(repository, record), HEAD + 32 + 5)
+    changed = image_of(2, 4, 8)
+    made = back_up(repository, changed, record, content)
+    assert made.record.disks["disk"].digest == digest_of(changed)
+    assert read_all(repository, made.record) == changed
+    assert damaged(repository) == {}
+    assert repository.fsck() == []
+
+
+def test_a_group_nothing_proves_is_taken_from_the_source(repository: Repository) -> None:
+    content = image_of(2, 4, 6, 8)
+    record = back_up(repository, content).record
+    flip(table_path(repository, record), HEAD + 5)
+    flip(image_path(repository, record), 2 * FRAME)
+    repository = Repository.open(repository.path)
+    with closing(repository.open_disk(record, "disk")) as image:
+        with pytest.raises(Corrupt) as caught:
+            image.read(3 * FRAME, 1)
+        assert (caught.value.offset, caught.value.length) == (0, 4 * FRAME)
+        with pytest.raises(Corrupt):
+            image.hashes(1, 1)
+    changed = image_of(2, 4, 6, 10)
+    made = back_up(repository, changed, record, content)
+    assert covered(made.required["disk"]) == {0, 1, 2, 3}
+    assert made.record.disks["disk"].digest == digest_of(changed)
+    assert read_all(repository, made.record) == changed
+    assert check(repository, made.record) == []
+    assert set(damaged(repository)) == {record.id}
+
+
+def test_what_is_required_must_be_written(repository: Repository) -> None:
+    content = image_of(2, 4, 6)
+    record = back_up(repository, content).record
+    flip(table_path(repository, record), HEAD + 5)
+    flip(image_path(repository, record), 2 * FRAME)
+    with repository.writing() as intent, repository.begin(intent, record) as staging:
+        staging.disk("disk", len(content)).write(FRAME, frame(8))
+        with pytest.raises(Corrupt, match="not stored again"):
+            staging.seal()
+    assert repository.revisions() == [record]
+
+
+def test_damage_left_alone_is_the_clones_too(repository: Repository) -> None:
+    content = image_of(2, 4, 6)
+    first = back_up(repository, content).record
+    flip(image_path(repository, first), FRAME)
+    assert check(repository, first) == [1]
+    with repository.writing() as intent, repository.begin(intent, first) as staging:
+        staging.disk("disk", len(content)).write(0, frame(8))
+        second = staging.commit(DRAFT)
+    assert damaged(repository) == {
+        first.id: [Extent(FRAME, FRAME)],
+        second.id: [Extent(FRAME, FRAME)],
+    }
+
+
+# ---- every byte --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def changed_file(path: Path, data: bytes) -> Iterator[None]:
+    """The file with other content, put back in the end."""
+    whole = path.read_bytes()
+    path.write_bytes(data)
+    try:
+        yield
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_flip_anywhere_is_found(xfs_dir: Path) -> None:
+    repository = Repository.create(xfs_dir / "vm", "cow")
+    content = image_of(2, 0, 3, tail=noise(3000))
+    record = back_up(repository, content).record
+    other = back_up(repository, image_of(8)).record
+    for path in (image_path(repository, record), table_path(repository, record)):
+        whole = path.read_bytes()
+        for at in [*range(0, 64, 7), *range(64, len(whole), 3001), len(whole) - 1, len(whole) - 33]:
+            with changed_file(path, whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :]):
+                fresh = Repository.open(repository.path)
+                bad: list[int] = []
+                with contextlib.suppress(Corrupt):
+                    bad = check(fresh, record)
+                assert bad or fresh.structure(record), (path.name, at)
+                assert set(fresh.damage()) == {record.id}
+                assert all(frame == at // FRAME for frame in bad) or path.suffix == ".sum"
+                assert read_all(fresh, other) == image_of(8)
+                with contextlib.suppress(Corrupt):
+                    assert read_all(fresh, record) == content
+            with contextlib.suppress(Corrupt):
+                check(Repository.open(repository.path), record)  # reads well again
+            assert repository.quarantine.bad() == set()
+    assert read_all(repository, record) == content
+
+
+def test_a_wrong_table_is_not_taken(repository: Repository) -> None:
+    one = back_up(repository, image_of(2, 4)).record
+    two = back_up(repository, image_of(6, 8)).record
+    with (
+        changed_file(table_path(repository, one), table_path(repository, two).read_bytes()),
+        pytest.raises(Corrupt, match="not what the record says"),
+    ):
+        repository.open_disk(one, "disk")
+
+
+def test_a_whole_unit_in_quarantine(repository: Repository) -> None:
+    record = back_up(repository, image_of(2, 4)).record
+    repository.quarantine.add(Bad(f"{record.id}.disk", WHOLE), "by hand")
+    assert damaged(repository) == {record.id: [Extent(0, 2 * FRAME)]}
+
+
+# ---- healing -----------------------------------------------------------------------------------
+
+
+def test_older_images_are_healed_where_only_they_are_hit(repository: Repository) -> None:
+    contents = [image_of(2, 4, 6), image_of(2, 4, 8)]
+    first = back_up(repository, contents[0]).record
+    second = back_up(repository, contents[1], first, contents[0]).record
+    flip(image_path(repository, first), FRAME + 77)  # unshares the block: the second is whole
+    assert check(repository, first) == [1]
+    assert check(repository, second) == []
+    made = back_up(repository, contents[1], second, contents[1])
+    assert covered(made.required["disk"]) == {1}
+    assert damaged(repository) == {}
+    assert read_all(repository, first) == contents[0]
+    assert made.record.disks["disk"].files == second.disks["disk"].files
+
+
+def test_healing_a_short_last_frame_and_a_hole(repository: Repository) -> None:
+    content = image_of(2, 0, tail=noise(777))
+    record = back_up(repository, content).record
+    flip(image_path(repository, record), FRAME + 5)
+    flip(image_path(repository, record), 2 * FRAME + 5)
+    assert check(repository, record) == [1, 2]
+    back_up(repository, content, record, content)
+    assert damaged(repository) == {}
+    assert check(repository, record) == []
+    assert image_path(repository, record).read_bytes() == content
+
+
+def test_healing_while_the_disk_is_resized(repository: Repository) -> None:
+    content = image_of(2, 4, tail=noise(777))
+    record = back_up(repository, content).record
+    flip(image_path(repository, record), 2 * FRAME + 5)
+    assert check(repository, record) == [2]
+    grown = content + bytes(2 * FRAME)
+    made = back_up(repository, grown, record, content)
+    assert damaged(repository) == {}
+    for kept, expected in ((record, content), (made.record, grown)):
+        assert read_all(repository, kept) == expected
+        assert check(repository, kept) == []
+
+
+def test_a_reader_sees_the_healed_frame(repository: Repository) -> None:
+    content = image_of(2, 4)
+    record = back_up(repository, content).record
+    flip(image_path(repository, record), 5)
+    with closing(repository.open_disk(record, "disk")) as image:
+        with pytest.raises(Corrupt):
+            image.read(0, 1)
+        back_up(repository, content, record, content)
+        assert image.read(0, len(content)) == content
+
+
+def test_only_what_the_hash_allows_is_written_into_a_published_file(
+    repository: Repository,
+) -> None:
+    content = image_of(2, 4, 6)
+    record = back_up(repository, content).record
+    flip(image_path(repository, record), FRAME + 77)
+    assert check(repository, record) == [1]
+    spoiled = image_path(repository, record).read_bytes()
+    # Two blocks of the source's frame differ now, one of them the bad one.
+    changed = bytearray(content)
+    changed[FRAME + 80] ^= 1
+    changed[FRAME + 5000] ^= 1
+    back_up(repository, bytes(changed), record, content)
+    assert image_path(repository, record).read_bytes() == spoiled
+    assert set(damaged(repository)) == {record.id}
+
+
+def test_a_damaged_parent_at_the_cut_of_a_shrinking_disk(repository: Repository) -> None:
+    content = image_of(2, 4, 6)
+    record = back_up(repository, content).record
+    flip(image_path(repository, record), FRAME + 77)
+    size = FRAME + 5000
+    with repository.writing() as intent, repository.begin(intent, record) as staging:
+        writer = staging.disk("disk", size)
+        assert writer.required() == [Extent(FRAME, 5000)]
+        writer.write(FRAME, content[FRAME:size])
+        made = staging.commit(DRAFT)
+    assert read_all(repository, made) == content[:size]
+    assert check(repository, made) == []
+    assert check(repository, record) == [1]
+
+
+def test_a_parent_whose_files_are_no_use(repository: Repository) -> None:
+    content = image_of(2, 4, 6)
+    record = back_up(repository, content).record
+    flip(table_path(repository, record), 20)
+    changed = image_of(2, 5, 6)
+    made = back_up(repository, changed, record, content)
+    assert made.required["disk"] == [Extent(0, len(content))]
+    assert read_all(repository, made.record) == changed
+    with closing(repository.open_disk(made.record, "disk")) as image:
+        assert isinstance(image, CowImage)
+    assert set(damaged(repository)) == {record.id}
