@@ -26,6 +26,7 @@ from pathlib import Path
 
 import pytest
 
+from backyfs.errors import BackyfsError
 from tests.filesystems import mounts_below, unmount
 from tests.parts import require
 
@@ -198,6 +199,19 @@ def test_the_commands_of_a_document(name: str, tmp_path: Path) -> None:
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_one_table_of_exit_codes() -> None:
+    tables = [
+        re.findall(r"^\| \d+ \|.*$", (ROOT / "docs" / name).read_text(), flags=re.MULTILINE)
+        for name in ("cli.md", "operations.md")
+    ]
+    assert tables[0] == tables[1]
+    assert {int(row.split("|")[1]) for row in tables[0]} >= _exit_codes(BackyfsError)
+
+
+def _exit_codes(error: type[BackyfsError]) -> set[int]:
+    return {error.exit_code}.union(*(_exit_codes(kind) for kind in error.__subclasses__()))
 
 
 def _rewritten(document: str, sandbox: Path) -> str:
