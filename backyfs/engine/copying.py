@@ -20,7 +20,7 @@ import trio
 
 from backyfs.engine.locking import writing
 from backyfs.engine.pipeline import Job, in_thread, run_jobs
-from backyfs.engine.plan import Batch, batches, joined, reading, size_of, union
+from backyfs.engine.plan import in_batches, joined, size_of, union
 from backyfs.engine.progress import QUIET, Phase, Progress
 from backyfs.engine.readback import frames, stored_jobs
 from backyfs.errors import Corrupt, UsageError
@@ -131,13 +131,12 @@ class _Disk:
 
     def jobs(self) -> Iterator[Job[int]]:
         """Everything that differs, in batches; a result is the bytes of one."""
-        return (partial(self._take, batch) for batch in batches(reading(self.extents)))
+        return (partial(self._take, batch) for batch in in_batches(self.extents))
 
-    def _take(self, batch: Batch) -> int:
-        for step in batch:
-            data = self.image.read(step.extent.offset, step.extent.length)
-            self.writer.write(step.extent.offset, data)
-        return size_of(step.extent for step in batch)
+    def _take(self, batch: tuple[Extent, ...]) -> int:
+        for extent in batch:
+            self.writer.write(extent.offset, self.image.read(extent.offset, extent.length))
+        return size_of(batch)
 
 
 def differences(image: StoredImage, base: StoredImage | None) -> Iterator[Extent]:

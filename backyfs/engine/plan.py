@@ -97,6 +97,11 @@ def batches(steps: Iterable[Step]) -> Iterator[Batch]:
         yield tuple(batch)
 
 
+def in_batches(extents: Iterable[Extent]) -> Iterator[tuple[Extent, ...]]:
+    """Extents in batches of at most BATCH_BYTES: large ones cut, small ones together."""
+    return (tuple(step.extent for step in batch) for batch in batches(reading(extents)))
+
+
 def size_of(extents: Iterable[Extent]) -> int:
     """Bytes of all extents together."""
     return sum(extent.length for extent in extents)

@@ -19,7 +19,7 @@ from functools import partial
 from blake3 import blake3
 
 from backyfs.engine.pipeline import Job, run_jobs
-from backyfs.engine.plan import Batch, batches, pieces, reading, size_of, union
+from backyfs.engine.plan import in_batches, size_of, union
 from backyfs.engine.progress import Phase, Progress
 from backyfs.errors import Corrupt
 from backyfs.model import FRAME, Extent
@@ -61,14 +61,29 @@ async def read_back(
     Raises Corrupt when stored bytes read back wrong, SourceUnavailable when the source fails.
     """
     written = {name: staging.written(name) for name in snapshot.disks}
+    await _check_stored(staging, written, vm, progress)
+    return await _compare(staging, snapshot, written if snapshot.frozen else listed, progress)
+
+
+async def _check_stored(
+    staging: Staging, written: Mapping[str, Sequence[Extent]], vm: str, progress: Progress
+) -> None:
     progress.start(Phase.STORED, sum(map(size_of, written.values())))
-    stored = (
+    jobs = (
         job
         for name, extents in written.items()
         for job in stored_jobs(staging.image(name), extents, (vm, staging.revision, name))
     )
-    await run_jobs(stored, progress.advance)
+    await run_jobs(jobs, progress.advance)
 
+
+async def _compare(
+    staging: Staging,
+    snapshot: Snapshot,
+    known: Mapping[str, Sequence[Extent] | None],
+    progress: Progress,
+) -> Finding:
+    """Compare with the source what is `known` to matter; None: all that is data there or here."""
     compared = torn = 0
 
     def count(result: tuple[int, int]) -> None:
@@ -76,17 +91,15 @@ async def read_back(
         compared, torn = compared + result[0], torn + result[1]
         progress.advance(result[0])
 
-    known = written if snapshot.frozen else listed
     images = {name: staging.image(name) for name in snapshot.disks}
-    progress.start(
-        Phase.SOURCE, sum(size_of(_expected(known[n], image)) for n, image in images.items())
-    )
-    source = (
+    total = sum(size_of(_expected(known[name], image)) for name, image in images.items())
+    progress.start(Phase.SOURCE, total)
+    jobs = (
         job
         for name, disk in snapshot.disks.items()
         for job in source_jobs(images[name], disk, _again(disk, images[name], known[name]))
     )
-    await run_jobs(source, count)
+    await run_jobs(jobs, count)
     return Finding(compared, torn, snapshot.frozen)
 
 
@@ -109,9 +122,8 @@ def stored_jobs(
     `names` are VM, revision and disk. A job's result is the bytes of the image it looked at.
     """
 
-    def check(extent: Extent) -> int:
-        bad = image.check(extent.offset // FRAME, frames(extent.length))
-        if bad:
+    def check(batch: tuple[Extent, ...]) -> int:
+        if bad := bad_frames(image, batch):
             vm, revision, disk = names
             raise Corrupt(
                 f"{len(bad)} of the frames just written read back wrong; nothing is published",
@@ -121,9 +133,18 @@ def stored_jobs(
                 offset=bad[0] * FRAME,
                 length=FRAME,
             )
-        return extent.length
+        return size_of(batch)
 
-    return (partial(check, part) for extent in written for part in pieces(extent))
+    return (partial(check, batch) for batch in in_batches(written))
+
+
+def bad_frames(image: StoredImage, extents: Iterable[Extent]) -> list[int]:
+    """The numbers of the frames of these extents that read badly from the medium."""
+    return [
+        number
+        for extent in extents
+        for number in image.check(extent.offset // FRAME, frames(extent.length))
+    ]
 
 
 def source_jobs(
@@ -131,14 +152,11 @@ def source_jobs(
 ) -> Iterator[Job[tuple[int, int]]]:
     """Read the source again: bytes compared, and frames that differ from what was stored."""
 
-    def compare(batch: Batch) -> tuple[int, int]:
-        torn = sum(
-            differing(image, step.extent, snapshot.read(step.extent.offset, step.extent.length))
-            for step in batch
-        )
-        return size_of(step.extent for step in batch), torn
+    def compare(batch: tuple[Extent, ...]) -> tuple[int, int]:
+        torn = sum(differing(image, e, snapshot.read(e.offset, e.length)) for e in batch)
+        return size_of(batch), torn
 
-    return (partial(compare, batch) for batch in batches(reading(extents)))
+    return (partial(compare, batch) for batch in in_batches(extents))
 
 
 def frames(length: int) -> int:

@@ -21,9 +21,9 @@ import trio
 from backyfs.engine.clock import utc_now
 from backyfs.engine.coverage import Share, shares
 from backyfs.engine.pipeline import run_jobs
-from backyfs.engine.plan import pieces, size_of
+from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
-from backyfs.engine.verification import Checked, check_pieces
+from backyfs.engine.verification import Checked, check_jobs
 from backyfs.errors import Corrupt
 from backyfs.model import Extent
 from backyfs.store import lock
@@ -35,7 +35,7 @@ from backyfs.store.repository import Repository
 
 STATE_NAME = "scrub.json"
 SAVE_EVERY = 128
-"""Pieces of 2 MiB between two saves of the position."""
+"""Batches of 2 MiB between two saves of the position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,29 +164,33 @@ class _Run:
 
     async def _share(self, share: Share, deadline: float | None) -> bool:
         """Read what is left of a share; whether there was time for all of it."""
-        ahead = (piece for extent in self._left(share) for piece in pieces(extent))
-        while batch := list(islice(ahead, SAVE_EVERY)):
-            read: list[Extent] = []
-            await run_jobs(check_pieces(share, self._until(batch, deadline, read)), self._took)
+        ahead = in_batches(self._left(share))
+        while batches := list(islice(ahead, SAVE_EVERY)):
+            read: list[Batch] = []
+            await run_jobs(check_jobs(share, _until(batches, deadline, read)), self._took)
             if read:
+                offset = read[-1][-1].end
                 self.position = replace(
-                    self.position, seq=share.record.seq, disk=share.disk, offset=read[-1].end
+                    self.position, seq=share.record.seq, disk=share.disk, offset=offset
                 )
                 await trio.to_thread.run_sync(_save, self._repository, self.position)
-            if len(read) < len(batch):
+            if len(read) < len(batches):
                 return False
         return True
-
-    def _until(
-        self, batch: list[Extent], deadline: float | None, read: list[Extent]
-    ) -> Iterator[Extent]:
-        for piece in batch:
-            if deadline is not None and time.monotonic() >= deadline:
-                return
-            read.append(piece)
-            yield piece
 
     def _took(self, checked: Checked) -> None:
         self.checked_bytes += checked.length
         self.bad_frames += len(checked.bad)
         self._progress.advance(checked.length)
+
+
+Batch = tuple[Extent, ...]
+
+
+def _until(batches: list[Batch], deadline: float | None, read: list[Batch]) -> Iterator[Batch]:
+    """The batches there is time for; they are noted in `read`."""
+    for batch in batches:
+        if deadline is not None and time.monotonic() >= deadline:
+            return
+        read.append(batch)
+        yield batch

@@ -22,9 +22,9 @@ import trio
 from backyfs.engine.clock import utc_now
 from backyfs.engine.coverage import Share, shares
 from backyfs.engine.pipeline import Job, run_jobs
-from backyfs.engine.plan import pieces, size_of
+from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
-from backyfs.engine.readback import frames
+from backyfs.engine.readback import bad_frames, frames
 from backyfs.engine.trust import verified
 from backyfs.errors import BackyfsError, Corrupt, NoRevision
 from backyfs.model import FRAME, Extent, merged
@@ -92,8 +92,7 @@ async def _read(
                 here.update(checked.bad)
                 progress.advance(checked.length)
 
-            parts = (part for extent in share.extents for part in pieces(extent))
-            await run_jobs(check_pieces(share, parts), took)
+            await run_jobs(check_jobs(share, in_batches(share.extents)), took)
             bad[share.disk] = here
             found[share.record.id] += _damage(share, here)
             found[share.record.id] += await trio.to_thread.run_sync(wrong_hashes, share)
@@ -101,23 +100,22 @@ async def _read(
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What checking a piece of an image showed: bytes looked at, numbers of bad frames."""
+    """What checking a part of an image showed: bytes looked at, numbers of bad frames."""
 
     length: int
     bad: list[int]
 
 
-def check_pieces(share: Share, extents: Iterable[Extent]) -> Iterator[Job[Checked]]:
-    """A job for each extent (small, whole frames) of a share: check its frames.
+def check_jobs(share: Share, batches: Iterable[tuple[Extent, ...]]) -> Iterator[Job[Checked]]:
+    """A job for each batch of extents (whole frames) of a share: check its frames.
 
     The store itself keeps in quarantine what is bad.
     """
 
-    def check(extent: Extent) -> Checked:
-        bad = share.image.check(extent.offset // FRAME, frames(extent.length))
-        return Checked(extent.length, bad)
+    def check(batch: tuple[Extent, ...]) -> Checked:
+        return Checked(size_of(batch), bad_frames(share.image, batch))
 
-    return (partial(check, extent) for extent in extents)
+    return (partial(check, batch) for batch in batches)
 
 
 def _inherited(share: Share, bad: set[int]) -> set[int]:
