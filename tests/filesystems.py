@@ -28,7 +28,7 @@ _MKFS = {
 }
 
 
-def run(*command: str | Path) -> None:
+def run(*command: str | Path | int) -> None:
     """Run a program; a failure is an error that shows what it said."""
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, check=False
