@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from backyfs.cli import options, output
-from backyfs.cli.session import Session
+from backyfs.cli.session import Session, make_base
 from backyfs.model import vm_name
 from backyfs.store.repository import Repository, is_repository
 
@@ -66,7 +66,9 @@ def command(
 
 def _made(origin: Repository, target: Path, store: str) -> Repository:
     """A new repository at `target` with the job of the original."""
-    vm_name(target.resolve().name)
+    directory = target.resolve()
+    vm_name(directory.name)
+    make_base(directory.parent)
     made = Repository.create(target, store)
     config = origin.path / "config"
     if config.exists():

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from backyfs.cli import output
-from backyfs.cli.session import Session
-from backyfs.errors import NoRepository, UsageError
+from backyfs.cli.session import Session, make_base
+from backyfs.errors import UsageError
 from backyfs.model import DEFAULT_DISK, disk_name, vm_name
 
 _PRICE = {
@@ -68,20 +68,13 @@ def command(
     if is_repository(directory) and not config.exists():
         repository = Repository.open(directory)  # an init that was interrupted, or a copy
     else:
-        _make_base(directory.parent)
+        make_base(directory.parent)
         repository = Repository.create(directory, store)
     write_job(config, Job(kind, settings, BUILT_IN[schedule]))
     if not session.quiet:
         what = f"{len(disks)} disks" if len(disks) > 1 else "1 disk"
         output.line(f"{repository.name}: {what}, store {repository.store} in {directory}")
         output.line(f"  {repository.store}: {_PRICE[repository.store]}")
-
-
-def _make_base(base: os.PathLike[str]) -> None:
-    try:
-        os.makedirs(base, 0o750, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as exc:
-        raise NoRepository(f"{exc.filename} is not a directory") from exc
 
 
 def _settings(kind: str, sources: Sequence[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,3 +75,11 @@ def _how_to_make(directory: Path) -> str:
         "name a VM's directory with -b DIR (or BACKYFS_BACKUP_DIR); "
         f"make one with: backyfs -b {directory} init file IMAGE"
     )
+
+
+def make_base(base: Path) -> None:
+    """Make the directory that is to hold repositories, if it is missing. NoRepository."""
+    try:
+        os.makedirs(base, 0o750, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as exc:
+        raise NoRepository(f"{exc.filename} is not a directory") from exc
