@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from backyfs.allocator import keep_freed_blocks
 from backyfs.cli.failure import Interrupted
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 def run(function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
     """Run `await function(...)` to its end; Interrupted when a signal came before it."""
+    keep_freed_blocks()
     received: list[int] = []
     results: list[T] = []
 

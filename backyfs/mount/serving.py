@@ -22,6 +22,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from backyfs.allocator import keep_freed_blocks
 from backyfs.errors import TargetError
 from backyfs.mount.handlers import Handlers
 from backyfs.mount.mountpoint import FSTYPE, beacon, mounted_at
@@ -57,6 +58,7 @@ class Options:
 def serve(options: Options, ready: Callable[[], None]) -> None:
     """Mount and serve until the end; `ready` is called once the tree answers. TargetError."""
     _bound_resources()
+    keep_freed_blocks()
     logging.getLogger("pyfuse3").setLevel(logging.CRITICAL)  # else a word per interrupted request
     images = OpenImages(FrameCache(options.cache_bytes))
     handlers = Handlers(Tree(Catalog(options.base), images, check=options.check))

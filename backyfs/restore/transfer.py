@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
+from backyfs.allocator import keep_freed_blocks
 from backyfs.errors import Corrupt
 from backyfs.model import FRAME, Extent, gaps, merged
 from backyfs.restore.target import Target
@@ -58,6 +59,7 @@ def restore(
     With `salvage` damaged frames become zeros and are listed in the report. `advance` is told
     the bytes of data done since the last call, in the caller's thread.
     """
+    keep_freed_blocks()
     reader = _Reader(image, salvage)
     if target.in_order:
         _pour(reader, target, threads, advance)

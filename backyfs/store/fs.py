@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +22,8 @@ from backyfs.store.contract import Buffer
 FICLONE = 0x40049409
 _FALLOC_PUNCH = 0x02 | 0x01  # PUNCH_HOLE | KEEP_SIZE
 _SYNC_FILE_RANGE_WRITE = 2
+_SYNC_FILE_RANGE_ALL = 7  # wait before, write, wait after
+_IOV_MAX = 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -93,9 +95,23 @@ class Fs:
         with self._guard("fdatasync", path):
             os.fdatasync(fd)
 
+    def writev(self, fd: int, pieces: Sequence[Buffer], path: object = "the store") -> None:
+        """Write all pieces, one after the other, at the descriptor's position."""
+        with self._guard("writev", path):
+            for start in range(0, len(pieces), _IOV_MAX):
+                part = pieces[start : start + _IOV_MAX]
+                done = os.writev(fd, part)
+                rest = memoryview(b"".join(part))[done:] if done < _total(part) else b""
+                while rest:
+                    rest = rest[os.write(fd, rest) :]
+
     def start_writeback(self, fd: int, offset: int, length: int) -> None:
         """Ask the kernel to begin writing a range to the medium; promises nothing."""
         _libc.sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+
+    def await_writeback(self, fd: int, offset: int, length: int) -> None:
+        """Wait until a range's bytes were written to the medium; makes nothing durable."""
+        _libc.sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_ALL)
 
     def rename(self, old: Path, new: Path) -> None:
         """Give `old` the name `new`, replacing what was there."""
@@ -178,6 +194,10 @@ def publish_new(target: Path, data: Buffer, fs: Fs = SYSTEM, mode: int = 0o640) 
     finally:
         with contextlib.suppress(OSError):
             os.unlink(tmp)
+
+
+def _total(pieces: Sequence[Buffer]) -> int:
+    return sum(map(len, pieces))
 
 
 def read_exactly(fd: int, length: int, offset: int) -> bytes:

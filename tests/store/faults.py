@@ -76,7 +76,7 @@ def differing(old: bytes, new: bytes) -> list[Extent]:
 def lower_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several segments per revision, merges of a handful of packs, and no grace for strays."""
     monkeypatch.setattr("backyfs.store.packs.segment.SEGMENT_BYTES_MAX", 9000)
-    monkeypatch.setattr("backyfs.store.packs.segment.SYNC_BYTES", 6000)
+    monkeypatch.setattr("backyfs.store.packs.segment.DIRTY_BYTES_MAX", 6000)
     monkeypatch.setattr("backyfs.store.packs.gc.SEGMENT_BYTES_MAX", 60000)
     monkeypatch.setattr("backyfs.store.packs.gc.FILES_BASE", 4)
     monkeypatch.setattr("backyfs.store.repository.STRAY_AGE_S", -3600.0)
@@ -289,26 +289,48 @@ class FailAt(Torn):
 Operation = Callable[[Fs], object]
 
 
+class Child:
+    """`operation` in a child process, to begin when told; dies at its n-th file operation.
+
+    Forked when made: before the threads of a test, whose locks it would inherit.
+    """
+
+    def __init__(self, operation: Operation, n: int = 0) -> None:
+        wait, self._go = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the child only ever ends
+            self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._go)
+            os.read(wait, 1)
+            _run_and_exit(operation, n)
+        os.close(wait)
+
+    def run(self) -> bool:
+        """Let it go; whether it was killed. Any other failure is an error."""
+        os.close(self._go)
+        _, status = os.waitpid(self._pid, 0)
+        if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGKILL
+            return True
+        assert os.WEXITSTATUS(status) == 0, "the child failed: see above"
+        return False
+
+
+def _run_and_exit(operation: Operation, n: int) -> None:
+    code = 1
+    try:
+        operation(KillAt(n))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
 def killed(operation: Operation, n: int) -> bool:
     """Run `operation` in a child that dies at its n-th file operation; whether it died."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the child only ever ends
-        pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            operation(KillAt(n))
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0, "the child failed: see above"
-    return False
+    return Child(operation, n).run()
 
 
 # ---- what must hold ----------------------------------------------------------------------------

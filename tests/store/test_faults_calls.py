@@ -105,7 +105,7 @@ def test_a_backup(history: History, code: int, for_good: bool) -> None:
     operation = backup(disks, history.newest)
     possible = {revision_id(7): disks}
     steps = fail_everywhere(history, operation, code, for_good, possible, atomic=True)
-    assert steps > 30
+    assert steps > 25
 
 
 def test_a_removal(history: History, code: int, for_good: bool) -> None:

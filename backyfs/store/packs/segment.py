@@ -32,7 +32,8 @@ from backyfs.store.quarantine import Bad
 
 SEGMENT_BYTES_MAX = 1 << 30
 SEGMENT_FRAMES_MAX = 1 << 18
-SYNC_BYTES = 256 << 20
+DIRTY_BYTES_MAX = 256 << 20
+"""Bytes of a pack that may wait in the page cache; beyond that we wait for the older half."""
 WRITEBACK_BYTES = 16 << 20
 
 
@@ -43,32 +44,36 @@ class PackWriter:
         self._target, self._fs = target, fs
         self._tmp = temporary(target)
         self._fd = fs.create(self._tmp)
-        self.at = self._synced = self._pushed = 0
+        self.at = self._pushed = self._awaited = 0
         try:
             self.write(pack_header(repository, secrets.token_bytes(32)))
         except BaseException:
             self.abandon()
             raise
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, *pieces: bytes | bytearray) -> None:
         """Append bytes at `at`; keeps the amount of unwritten page cache bounded.
 
         After a failure nothing more can be written: it would lie at the wrong place.
         """
         try:
-            self._fs.write(self._fd, data, self._target)
+            self._fs.writev(self._fd, pieces, self._target)
         except BaseException:
             self.close()
             raise
-        self.at += len(data)
-        if self.at - self._synced >= SYNC_BYTES:
+        self.at += sum(map(len, pieces))
+        if self.at - self._pushed >= WRITEBACK_BYTES:
+            self._push()
+
+    def _push(self) -> None:
+        """Let the disk work while we compress, so that the fsync at the end is short."""
+        self._fs.start_writeback(self._fd, self._pushed, self.at - self._pushed)
+        self._pushed = self.at
+        if self.at - self._awaited > DIRTY_BYTES_MAX:
+            length = self.at - self._awaited - DIRTY_BYTES_MAX // 2
+            self._fs.await_writeback(self._fd, self._awaited, length)
+            self._awaited += length
             space.ensure(self._target.parent, 0)
-            self._fs.fdatasync(self._fd, self._target)
-            self._synced = self._pushed = self.at
-        elif self.at - self._pushed >= WRITEBACK_BYTES:
-            # The disk works while we compress: the fsync at the end is short.
-            self._fs.start_writeback(self._fd, self._pushed, self.at - self._pushed)
-            self._pushed = self.at
 
     def publish(self, tables: Sequence[SegmentTable], names: Sequence[str]) -> None:
         """Write the table, make all durable and give the file its name (not yet durable)."""
@@ -120,7 +125,7 @@ class SegmentWriter:
             pack = self._room(frames)
             number = self._table.count
             at = pack.at
-            pack.write(b"".join([frame.stored for frame in frames]))
+            pack.write(*[frame.stored for frame in frames])
             for frame in frames:
                 self._enter(frame, at)
                 at += len(frame.stored)
