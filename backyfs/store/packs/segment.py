@@ -45,6 +45,7 @@ class PackWriter:
         self._tmp = temporary(target)
         self._fd = fs.create(self._tmp)
         self.at = self._pushed = self._awaited = 0
+        self._failure: BaseException | None = None
         try:
             self.write(pack_header(repository, secrets.token_bytes(32)))
         except BaseException:
@@ -54,11 +55,15 @@ class PackWriter:
     def write(self, *pieces: bytes | bytearray) -> None:
         """Append bytes at `at`; keeps the amount of unwritten page cache bounded.
 
-        After a failure nothing more can be written: it would lie at the wrong place.
+        After a failure nothing more can be written: it would lie at the wrong place. Whoever
+        tries, in another thread, fails for the same reason.
         """
+        if self._failure is not None:
+            raise self._failure
         try:
             self._fs.writev(self._fd, pieces, self._target)
-        except BaseException:
+        except BaseException as exc:
+            self._failure = exc
             self.close()
             raise
         self.at += sum(map(len, pieces))
