@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from backyfs.cli import options, output
-from backyfs.cli.session import Session, make_base
+from backyfs.cli.session import Session, make_way
 from backyfs.model import vm_name
 from backyfs.store.repository import Repository, is_repository
 
@@ -68,7 +68,7 @@ def _made(origin: Repository, target: Path, store: str) -> Repository:
     """A new repository at `target` with the job of the original."""
     directory = target.resolve()
     vm_name(directory.name)
-    make_base(directory.parent)
+    make_way(directory)
     made = Repository.create(target, store)
     config = origin.path / "config"
     if config.exists():

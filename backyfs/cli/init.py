@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from backyfs.cli import output
-from backyfs.cli.session import Session, make_base
+from backyfs.cli.session import Session, make_way
 from backyfs.errors import UsageError
 from backyfs.model import DEFAULT_DISK, disk_name, vm_name
 
@@ -68,7 +68,7 @@ def command(
     if is_repository(directory) and not config.exists():
         repository = Repository.open(directory)  # an init that was interrupted, or a copy
     else:
-        make_base(directory.parent)
+        make_way(directory)
         repository = Repository.create(directory, store)
     write_job(config, Job(kind, settings, BUILT_IN[schedule]))
     if not session.quiet:

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs import __version__
-from backyfs.cli import failure, hints
+from backyfs.cli import failure, hints, streams
 from backyfs.cli.session import Session
 
 if TYPE_CHECKING:
@@ -162,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code, having printed what went wrong."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in args
+    streams.restore_closed()
     try:
         failure.raise_on_sigterm()
         if "_BACKYFS_COMPLETE" in os.environ:

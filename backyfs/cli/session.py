@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backyfs.errors import NoRepository
+from backyfs.errors import NoRepository, UsageError
 
 if TYPE_CHECKING:
     from backyfs.store.repository import Repository
@@ -77,9 +77,22 @@ def _how_to_make(directory: Path) -> str:
     )
 
 
-def make_base(base: Path) -> None:
-    """Make the directory that is to hold repositories, if it is missing. NoRepository."""
+def make_way(directory: Path) -> None:
+    """Make the base for a new repository in `directory`, which must be absolute.
+
+    UsageError when that would lie inside a repository or hold some itself; NoRepository.
+    """
+    from backyfs.store.repository import is_repository
+
+    for above in directory.parents:
+        if is_repository(above):
+            raise UsageError(f"{directory} lies in the repository {above}", hint=_HOW_TO_NAME)
+    if directory.is_dir() and (inside := [p for p in directory.iterdir() if is_repository(p)]):
+        raise UsageError(f"{directory} is a base directory of {len(inside)} VMs", hint=_HOW_TO_NAME)
     try:
-        os.makedirs(base, 0o750, exist_ok=True)
+        os.makedirs(directory.parent, 0o750, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as exc:
         raise NoRepository(f"{exc.filename} is not a directory") from exc
+
+
+_HOW_TO_NAME = "each VM has a directory of its own below a base directory: -b BASE/VM"

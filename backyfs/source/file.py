@@ -117,7 +117,12 @@ class FileSource:
         if stat.S_ISBLK(os.fstat(fd).st_mode):
             if self._reflink is Reflink.ALWAYS:
                 raise SourceUnavailable(f"cannot clone {path}: it is a block device")
-            return DeviceReader(fd), "block device"
+            reader = DeviceReader(fd)
+            if not reader.size:  # a detached loop device, an ejected disk: no shrunk one
+                raise SourceUnavailable(
+                    f"{path} is a device of 0 bytes", hint="see what is attached to it with: lsblk"
+                )
+            return reader, "block device"
         if self._reflink is Reflink.NEVER:
             return FileReader(fd), "reflink is set to never"
         try:

@@ -110,6 +110,28 @@ def test_init_twice(vm: Vm) -> None:
     assert "repository already" in refused("-b", vm.directory, "init", "file", vm.image, code=2)
 
 
+def test_a_repository_around_or_inside_another(vm: Vm) -> None:
+    base = vm.directory.parent
+    inside = vm.directory / "packs" / "db01"
+    for directory, why in (
+        (base, f"{base} is a base directory of 1 VMs"),
+        (inside, f"lies in the repository {vm.directory}"),
+    ):
+        assert why in refused("-b", directory, "init", "file", vm.image, code=2)
+        assert why in refused("copy", vm.directory, directory, code=2)
+    assert sorted(base.iterdir()) == [vm.directory]
+    assert not inside.exists()
+
+
+def test_a_source_device_that_has_no_medium(vm: Vm, tmp_path: Path) -> None:
+    ids = vm.ids
+    config = vm.directory / "config"
+    with looped(8 * MIB, tmp_path) as device:
+        config.write_text(config.read_text().replace(str(vm.image), device))
+    assert f"{device} is a device of 0 bytes" in refused("-b", vm.directory, "backup", code=13)
+    assert vm.ids == ids
+
+
 def test_init_of_what_is_not_there(tmp_path: Path) -> None:
     for source in (tmp_path / "missing.img", tmp_path):
         refused("-b", tmp_path / "vm", "init", "file", source, code=13)
@@ -323,7 +345,7 @@ def test_a_change_list_without_a_parent(tmp_path: Path) -> None:
     )
 
 
-def test_copying_onto_itself(vm: Vm, tmp_path: Path) -> None:
+def test_copies_that_cannot_be(vm: Vm, tmp_path: Path) -> None:
     refused("copy", vm.directory, vm.directory, code=2)
     refused("copy", tmp_path / "missing", tmp_path / "x", code=10)
-    refused("copy", vm.directory, tmp_path / "a" / "b", code=1)
+    refused("copy", vm.directory, vm.image / "b", code=10)

@@ -155,6 +155,28 @@ def test_a_reader_that_goes_away_is_no_noise(vm: Vm) -> None:
         assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("verify 0<&-", 0),
+        ("backup 0<&- 2>&-", 0),
+        ("verify 2>&-", 0),
+        ("restore -r nope - 2>&-", 11),
+        ("restore - >&-", 1),
+        ("status >&-", 1),
+        ("status --json 0<&- >&- 2>&-", 1),
+    ],
+)
+def test_closed_standard_streams(vm: Vm, command: str, code: int) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{PROGRAM} -b {vm.directory} {command}"], capture_output=True, text=True
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert ("Bad file descriptor" in done.stderr) == (code == 1 and "2>&-" not in command)
+    backyfs("-b", vm.directory, "verify")
+
+
 def test_a_full_stdout_is_an_error(vm: Vm) -> None:
     for arguments in (["restore", "-"], ["status"]):
         with open("/dev/full", "wb") as full:
