@@ -14,7 +14,7 @@ import pytest
 from backyfs.errors import Corrupt
 from backyfs.model import FRAME, Extent
 from backyfs.store.cow.image import CowImage
-from backyfs.store.fs import forget_pages
+from backyfs.store.fs import SYSTEM, forget_pages
 from backyfs.store.quarantine import WHOLE, Bad
 from backyfs.store.record import Record
 from backyfs.store.repository import Repository
@@ -175,6 +175,24 @@ def test_an_unreadable_parent_block_does_not_stop_a_backup(
     assert check(repository, made.record) == []
     assert read_all(repository, made.record) == changed
     assert check(repository, first) == [1]
+
+
+def test_a_lost_block_is_not_shared(repository: Repository) -> None:
+    content = image_of(2, 4, 6)
+    first = back_up(repository, content).record
+    second = back_up(repository, image_of(2, 4, 8), first, content).record
+    fd = os.open(image_path(repository, second), os.O_RDWR)
+    SYSTEM.punch(fd, FRAME + 2 * BLOCK, BLOCK)
+    os.fsync(fd)
+    os.close(fd)
+    with (
+        closing(repository.open_disk(first, "disk")) as old,
+        closing(repository.open_disk(second, "disk")) as new,
+    ):
+        assert isinstance(old, CowImage)
+        assert isinstance(new, CowImage)
+        assert covered(new.unshared(old)) == {1, 2}  # who checks the rest checks all there is
+        assert new.check(1, 1) == [1]
 
 
 # ---- tables ------------------------------------------------------------------------------------

@@ -19,27 +19,34 @@ class Checker:
     def __init__(self, fd: int, table: Table, columns: Columns, stored: Stored) -> None:
         self._fd, self._table = fd, table
         self._columns, self._stored = columns, stored
+        self._sound: set[int] = set()
 
     def bad(self, first: int, end: int) -> Iterator[int]:
         """Numbers of the bad frames in [first, end), ascending."""
         for group in range(first // FAN_OUT, -(-end // FAN_OUT)):
             start, stop = group_frames(group, self._table.size)
-            forget_pages(self._table.fd, hash_at(start), (stop - start) * HASH)
             yield from self._bad_of_group(group, max(first, start), min(end, stop))
 
     def _bad_of_group(self, group: int, first: int, end: int) -> list[int]:
-        column = self._table.checked_column(group)
-        bad: set[int] = set()
-        if column is None:
-            column = self._columns.get(group)
-            if column is None:  # no frame of it can be trusted
-                return list(range(first, end))
-            bad = self._wrong_entries(group, column)
+        sound = self._has_sound_column(group)
+        column = self._columns.get(group)
+        if column is None:  # no frame of it can be trusted
+            return list(range(first, end))
+        bad = set() if sound else self._wrong_entries(group, column)
         base = group * FAN_OUT
         for start, stop in runs(self._to_read(column, base, first, end)):
             for low, high in batches(start, stop):
                 bad.update(self._bad_of_batch(column, base, low, high))
         return sorted(number for number in bad if first <= number < end)
+
+    def _has_sound_column(self, group: int) -> bool:
+        """Whether the medium holds the right hashes; looks once, or until it does."""
+        if group not in self._sound:
+            first, end = group_frames(group, self._table.size)
+            forget_pages(self._table.fd, hash_at(first), (end - first) * HASH)
+            if self._table.checked_column(group) is not None:
+                self._sound.add(group)
+        return group in self._sound
 
     def _wrong_entries(self, group: int, proven: bytes) -> set[int]:
         try:

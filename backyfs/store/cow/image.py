@@ -10,18 +10,20 @@ Safe from many threads. Whoever finds a bad frame records it in the quarantine.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from backyfs.errors import BackyfsError, Corrupt
-from backyfs.model import FRAME, Extent, merged, whole_frames
+from backyfs.model import FRAME, Extent
 from backyfs.store.contract import StoredImage
 from backyfs.store.cow import damage
 from backyfs.store.cow.blocks import different, frame_hashes, runs
 from backyfs.store.cow.checking import Checker
 from backyfs.store.cow.columns import Columns
+from backyfs.store.cow.extents import framed, joined
 from backyfs.store.cow.fiemap import apart
 from backyfs.store.cow.files import Files, become_reader, gone, open_image, open_table
 from backyfs.store.cow.reflink import data_extents
@@ -130,17 +132,29 @@ class CowImage:
             return self.extents()
         if self.shared_with(other):
             return iter(())
-        return whole_frames(self._apart(other), self.size)
+        streams = (
+            self._placed_apart(other),
+            self._placed_there(other),
+            self._of_other_content(other),
+        )
+        return framed(heapq.merge(*streams), self.size)
 
-    def _apart(self, other: CowImage) -> Iterator[Extent]:
-        """Data in another place than `other`'s, and frames of another content."""
-        yield from (e for e in apart(self.fd, other.fd, self.size) if e.offset < self.size)
+    def _placed_apart(self, other: CowImage) -> Iterator[Extent]:
+        return (e for e in apart(self.fd, other.fd, self.size) if e.offset < self.size)
+
+    def _placed_there(self, other: CowImage) -> Iterator[Extent]:
+        """Frames that should hold data and do in `other`, but not here in the same place."""
+        for extent in framed(apart(other.fd, self.fd, self.size), self.size):
+            yield from self._lost(extent.offset // FRAME, frame_count(extent.end))
+
+    def _of_other_content(self, other: CowImage) -> Iterator[Extent]:
+        """Frames whose content is not `other`'s: a hole there is no place to compare."""
         common = min(frame_count(self.size), frame_count(other.size))
         for group in range(-(-common // FAN_OUT)):
             if self.table.recorded(group) != other.table.recorded(group):
-                yield from self._of_other_content(other, group, common)
+                yield from self._differing(other, group, common)
 
-    def _of_other_content(self, other: CowImage, group: int, common: int) -> Iterator[Extent]:
+    def _differing(self, other: CowImage, group: int, common: int) -> Iterator[Extent]:
         first, end = group * FAN_OUT, min((group + 1) * FAN_OUT, common)
         try:
             mine, theirs = self.hashes(first, end - first), other.hashes(first, end - first)
@@ -235,7 +249,7 @@ class CowImage:
 
     def extents(self) -> Iterator[Extent]:
         data = data_extents(self.fd, 0, self.size)
-        return merged(self._checked_extents(data)) if self._check else data
+        return joined(self._checked_extents(data)) if self._check else data
 
     def _checked_extents(self, data: Iterator[Extent]) -> Iterator[Extent]:
         """Whole frames, because a check reads these; also those that should not be holes.
@@ -243,7 +257,7 @@ class CowImage:
         Reading such a frame is an error; left out, it would pass for zeros.
         """
         position = 0
-        for extent in whole_frames(data, self.size):
+        for extent in framed(data, self.size):
             yield from self._lost(position // FRAME, extent.offset // FRAME)
             yield extent
             position = extent.end

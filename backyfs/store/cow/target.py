@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from backyfs.errors import Corrupt
-from backyfs.model import FRAME, whole_frames
+from backyfs.model import FRAME
 from backyfs.store import space
 from backyfs.store.cow.blocks import (
     BLOCK,
@@ -23,6 +23,7 @@ from backyfs.store.cow.blocks import (
     runs,
 )
 from backyfs.store.cow.columns import batches
+from backyfs.store.cow.extents import framed
 from backyfs.store.cow.fiemap import extent_count
 from backyfs.store.cow.image import CowImage
 from backyfs.store.cow.reflink import clone
@@ -73,6 +74,8 @@ class Target:
     def start_clone(self, parent: CowImage) -> None:
         """Begin with the parent's blocks, shared, cut or extended to the size."""
         clone(self._fs, parent.fd, self.image_fd, self._image)
+        # What is read of it is what changed, here and there: reading ahead would double that.
+        os.posix_fadvise(self.image_fd, 0, 0, os.POSIX_FADV_RANDOM)
         self._fresh = False
         self._start_table(parent)
 
@@ -83,7 +86,7 @@ class Target:
         """
         self._fs.truncate(self.image_fd, parent.size, self._image)
         bad: list[int] = []
-        for extent in whole_frames(parent.extents(), parent.size):
+        for extent in framed(parent.extents(), parent.size):
             for first, end in batches(extent.offset // FRAME, frame_count(extent.end)):
                 bad += self._copy(parent, first, end)
         self._start_table(parent)
