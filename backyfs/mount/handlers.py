@@ -80,9 +80,11 @@ def _guarded(
 class _File:
     """An open file; `users` counts the handle itself and the work under way for it."""
 
+    number: int
     opened: Opened
     ahead: ReadAhead
     users: int = 1
+    prefetching: bool = False
 
     def release(self) -> None:
         """One user less; the last gives the image back."""
@@ -200,7 +202,7 @@ class Handlers(pyfuse3.Operations):
             raise FUSEError(errno.EROFS)
         opened = await trio.to_thread.run_sync(self._tree.open, inode, limiter=self._readers)
         number = next(self._numbers)
-        self._files[number] = _File(opened, ReadAhead(opened.node.size, READ_AHEAD_BYTES))
+        self._files[number] = _File(number, opened, ReadAhead(opened.node.size))
         lasts = opened.node.lasts
         # What may have changed is read past the page cache, which would cut it to its former size.
         keep = lasts and not opened.suspect
@@ -222,10 +224,11 @@ class Handlers(pyfuse3.Operations):
         data = image.try_read(off, length)
         if data is None:
             data = await self._decoded(file, off, length)
-        ahead = file.ahead.after(off, length)
-        if ahead is not None and self._ahead.available_tokens > 0:
+        file.ahead.note(off, length)
+        if not file.prefetching and (extent := self._due(file)) is not None:
+            file.prefetching = True
             file.users += 1
-            self.nursery.start_soon(self._prefetch, file, ahead)
+            self.nursery.start_soon(self._prefetch, file, extent)
         return data
 
     async def _decoded(self, file: _File, offset: int, length: int) -> Buffer:
@@ -255,13 +258,24 @@ class Handlers(pyfuse3.Operations):
         finally:
             self._pace_s += (time.perf_counter() - start - self._pace_s) / 8
 
-    async def _prefetch(self, file: _File, extent: Extent) -> None:
+    async def _prefetch(self, file: _File, extent: Extent | None) -> None:
+        """Decode ahead of the reader until it is far enough behind, or stopped reading."""
         try:
-            await trio.to_thread.run_sync(file.opened.image.prefetch, extent, limiter=self._ahead)
+            while extent is not None:
+                await trio.to_thread.run_sync(
+                    file.opened.image.prefetch, extent, limiter=self._ahead
+                )
+                extent = self._due(file) if file.number in self._files else None
         except Exception as exc:  # the read that needs it will say so
             log.debug("read-ahead failed", {"why": exc})
         finally:
+            file.prefetching = False
             file.release()
+
+    def _due(self, file: _File) -> Extent | None:
+        """What to decode ahead now; all files together get a quarter of the cache for it."""
+        share = self._tree.images.cache.bytes_max // (4 * len(self._files))
+        return file.ahead.due(min(READ_AHEAD_BYTES, share))
 
     # The end
 

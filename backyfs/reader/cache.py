@@ -59,6 +59,11 @@ class FrameCache:
         """Bytes of all blocks."""
         return self._bytes
 
+    @property
+    def bytes_max(self) -> int:
+        """The bound of `bytes`."""
+        return self._bytes_max
+
     def found(self, disk: str, frames: range) -> list[Block] | None:
         """The blocks that hold all of `frames`, in order; None if a frame is not there."""
         with self._changed:
@@ -263,33 +268,38 @@ def _assembled(blocks: list[Block], offset: int, length: int) -> bytes:
 
 
 _PROVEN = 3
-_GROUP = 1 << 20
 
 
 class ReadAhead:
     """Tells from the reads of one handle what to decode next; one per handle, no locking.
 
     Nothing before three reads that each began where the one before ended: a guess at a random
-    reader's next read costs it more than it can gain. Then groups of 1 MiB, at most `window`
-    bytes ahead of the reader.
+    reader's next read costs it more than it can gain.
     """
 
-    def __init__(self, size: int, window: int) -> None:
-        self._size, self._window = size, window
-        self._expected = 0
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._position = 0
         self._sequential = 0
         self._horizon = 0
 
-    def after(self, offset: int, length: int) -> Extent | None:
-        """What to prefetch now that `length` bytes at `offset` were asked for."""
-        self._sequential = self._sequential + 1 if offset == self._expected else 0
-        self._expected = end = offset + length
-        if self._sequential < _PROVEN:
-            self._horizon = end
-            return None
-        start = max(self._horizon, end)
-        stop = min(start + _GROUP, self._size)
-        if stop <= start or stop - end > self._window:
+    def note(self, offset: int, length: int) -> None:
+        """`length` bytes at `offset` are being read."""
+        if offset == self._position:
+            self._sequential += 1
+        else:
+            self._sequential = self._horizon = 0
+        self._position = offset + length
+
+    def due(self, window: int) -> Extent | None:
+        """What to decode now, to be up to `window` bytes ahead; it counts as done from here on.
+
+        None until half of what was decoded ahead is used.
+        """
+        start = max(self._horizon, self._position)
+        stop = min(self._position + window, self._size)
+        wanted = self._sequential > _PROVEN and start - self._position <= window // 2
+        if not wanted or stop <= start:
             return None
         self._horizon = stop
         return Extent(start, stop - start)

@@ -15,6 +15,7 @@ hand, or raises BlockingIOError when the caller should ask again from a thread t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import threading
@@ -22,6 +23,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 
@@ -41,6 +43,7 @@ REVISIONS_MAX = 16384
 _SETTLED_NS = 2_000_000_000
 """A directory changed less than this ago may change again without a new time stamp (NFS)."""
 
+_serial = itertools.count(1)
 _GONE = (FileNotFoundError, NotADirectoryError)
 
 
@@ -48,12 +51,13 @@ _GONE = (FileNotFoundError, NotADirectoryError)
 class Revision:
     """A readable revision: its record, and its state as it was when the directory was read.
 
-    `record_bytes` is the size of the record's file, `state_ns` when the state was last set (Unix
-    time; 0 = never).
+    `time_ns` is the record's time (Unix time), `record_bytes` the size of its file, `state_ns` when
+    the state was last set (Unix time; 0 = never).
     """
 
     record: Record
     state: State
+    time_ns: int
     record_bytes: int
     state_ns: int
 
@@ -64,15 +68,16 @@ class Vm:
 
     `revisions` are the readable ones by id, oldest first; `changed_ns` is when one last came, went
     or got another state (Unix time); `quarantine_ns` when a frame of the VM was last found damaged
-    or healed (0 = no frame is known to be damaged).
+    or healed (0 = no frame is known to be damaged). A later view has a higher `serial`.
     """
 
+    serial: int
     name: str
     repository: Repository
     revisions: MappingProxyType[str, Revision]
     changed_ns: int
     quarantine_ns: int
-    _damage: dict[str, tuple[Damage, ...]] = field(default_factory=dict, compare=False)
+    _damage: dict[str, tuple[Damage, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def latest(self) -> Revision | None:
@@ -234,10 +239,11 @@ class Catalog:
 
     def _read(self, name: str, directory: Path, entry: _Entry, stamp: _Stamp) -> Vm:
         repository = _known(entry, stamp) or Repository.open(directory)
-        revisions = _revisions(repository)
-        _report(name, entry, repository)
+        revisions, skipped = _revisions(repository)
+        _report(name, entry, repository if skipped else None)
         bad = bool(repository.quarantine.bad())
         return Vm(
+            next(_serial),
             name,
             repository,
             MappingProxyType(revisions),
@@ -286,8 +292,8 @@ def _stamp(directory: Path) -> _Stamp:
     return _Stamp((identity.st_ino, identity.st_mtime_ns), revisions_ns, quarantine_ns)
 
 
-def _revisions(repository: Repository) -> dict[str, Revision]:
-    """The readable revisions by id, oldest first."""
+def _revisions(repository: Repository) -> tuple[dict[str, Revision], bool]:
+    """The readable revisions by id, oldest first; and whether there are record files beside."""
     sizes: dict[str, int] = {}
     states: dict[str, int] = {}
     with os.scandir(repository.layout.revisions) as entries:
@@ -297,20 +303,28 @@ def _revisions(repository: Repository) -> dict[str, Revision]:
                     states[entry.name.removesuffix(STATE_SUFFIX)] = entry.stat().st_mtime_ns
                 elif entry.name.endswith(RECORD_SUFFIX):
                     sizes[entry.name.removesuffix(RECORD_SUFFIX)] = entry.stat().st_size
-    return {
+    found = {
         record.id: Revision(
             record,
             repository.state(record) if record.id in states else State.of(record),
+            _nanoseconds(record.time),
             sizes[record.id],
             states.get(record.id, 0),
         )
         for record in repository.revisions()
         if record.id in sizes  # else it was published just now: the next look shows it
     }
+    return found, len(found) < len(sizes)
 
 
-def _report(name: str, entry: _Entry, repository: Repository) -> None:
-    unreadable = {i: error.message for i, error in repository.unreadable().items()}
+def _nanoseconds(time: datetime) -> int:
+    seconds = int(time.replace(microsecond=0).timestamp())
+    return seconds * 1_000_000_000 + time.microsecond * 1000
+
+
+def _report(name: str, entry: _Entry, repository: Repository | None) -> None:
+    found = repository.unreadable() if repository is not None else {}
+    unreadable = {revision: error.message for revision, error in found.items()}
     for revision, message in unreadable.items():
         if entry.unreadable.get(revision) != message:
             log.warning("a revision is left out", {"vm": name, "id": revision, "why": message})

@@ -18,13 +18,12 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from backyfs.errors import NoRepository, NoRevision, Unsupported
+from backyfs.errors import Corrupt, NoRepository, NoRevision, Unsupported
 from backyfs.reader.catalog import Catalog, Revision, Vm
-from backyfs.reader.images import OpenImages, ReadableImage, Text
+from backyfs.reader.images import Lease, OpenImages, ReadableImage, Text
 from backyfs.store.record import DiskRecord, Record, timestamp
 
 IMAGE_SUFFIX = ".img"
@@ -151,7 +150,7 @@ class Tree:
     def __init__(self, catalog: Catalog, images: OpenImages, *, check: bool = False) -> None:
         self.catalog, self.images, self._check = catalog, images, check
         self._inodes = Inodes()
-        self._shown: dict[str, Vm] = {}
+        self._shown: dict[str, int] = {}
 
     def node(self, inode: int, *, wait: bool = True) -> Node:
         """What an inode number stands for. NoEntry when it is gone."""
@@ -203,11 +202,17 @@ class Tree:
         if leaf == _REVISION_JSON:
             text = Text(_revision_json(vm, revision, node.size))
             return Opened(node, text, text.close)
-        disk = _disk(revision, leaf).name
         suspect = bool(vm.damage(revision.record))
-        check = self._check or suspect
-        lease = self.images.open(vm.repository, revision.record, disk, check=check)
+        lease = self._lease(vm, revision.record, _disk(revision, leaf).name, suspect)
         return Opened(node, lease.image, lease.close, suspect)
+
+    def _lease(self, vm: Vm, record: Record, disk: str, suspect: bool) -> Lease:
+        try:
+            return self.images.open(vm.repository, record, disk, check=self._check or suspect)
+        except (Corrupt, NoRevision) as exc:
+            if vm.repository.layout.record(record.id).exists():
+                raise
+            raise NoEntry(f"{vm.name}: revision {record.id} was just removed") from exc
 
     # The views
 
@@ -226,8 +231,8 @@ class Tree:
             self._inodes.keep(name, lambda part: False)
             self._shown.pop(name, None)
             raise NoEntry(exc.message) from exc
-        if self._shown.get(name) is not vm:
-            self._shown[name] = vm
+        if self._shown.get(name, 0) < vm.serial:
+            self._shown[name] = vm.serial
             self._inodes.keep(name, lambda part: not part or part in vm.revisions)
         return vm
 
@@ -269,20 +274,20 @@ class Tree:
             raise NoEntry(f"{vm.name}: no revision yet")
         target = newest.record.id
         inode = self._inodes.base(vm.name, "") + _LATEST
-        time = _nanoseconds(newest.record.time)
+        time = newest.time_ns
         return Node(inode, Kind.LINK, time, size=len(target), target=target)
 
     # A revision's directory
 
     def _revision_directory(self, vm: Vm, revision: Revision) -> Node:
         inode = self._inodes.base(vm.name, revision.record.id)
-        return Node(inode, Kind.DIRECTORY, _nanoseconds(revision.record.time), lasts=True)
+        return Node(inode, Kind.DIRECTORY, revision.time_ns, lasts=True)
 
     def _revision_leaf(self, vm: Vm, revision: Revision, leaf: int, wait: bool) -> Node:
         if leaf == _REVISION_DIRECTORY:
             return self._revision_directory(vm, revision)
         inode = self._inodes.base(vm.name, revision.record.id) + leaf
-        time = _nanoseconds(revision.record.time)
+        time = revision.time_ns
         if leaf == _REVISION_JSON:
             size = _json_size(vm, revision, wait)
             changed = max(time, revision.state_ns, vm.quarantine_ns)
@@ -293,11 +298,6 @@ class Tree:
 
 def _newest(times_ns: Any) -> int:
     return max(times_ns, default=0)
-
-
-def _nanoseconds(time: datetime) -> int:
-    whole = time.replace(microsecond=0)
-    return int(whole.timestamp()) * 1_000_000_000 + time.microsecond * 1000
 
 
 # The names in a revision's directory
@@ -324,6 +324,9 @@ def _disk(revision: Revision, leaf: int) -> DiskRecord:
 # revision.json: the record's file with the revision's state put before its first key
 
 
+_json = json.JSONEncoder(ensure_ascii=False)
+
+
 def _state_text(vm: Vm, revision: Revision, wait: bool) -> bytes:
     state = revision.state
     value = {
@@ -341,7 +344,7 @@ def _state_text(vm: Vm, revision: Revision, wait: bool) -> bytes:
         "verified_at": timestamp(state.verified_at) if state.verified_at else None,
         "why": state.why,
     }
-    return b'{\n "state": ' + json.dumps(value, ensure_ascii=False).encode() + b","
+    return b'{\n "state": ' + _json.encode(value).encode() + b","
 
 
 def _json_size(vm: Vm, revision: Revision, wait: bool) -> int:

@@ -219,36 +219,39 @@ MIB = 1 << 20
 
 
 def test_no_guess_without_a_proven_sequence() -> None:
-    ahead = ReadAhead(1 << 40, 8 * MIB)
+    ahead = ReadAhead(1 << 40)
     rng = random.Random(1)
     for _ in range(1000):
-        assert ahead.after(rng.randrange(1 << 28) * 4096, 4096) is None
+        ahead.note(rng.randrange(1 << 28) * 4096, 4096)
+        assert ahead.due(4 * MIB) is None
     for offset in (0, 4096, 8192, 4096, 8192, 16384):
-        assert ahead.after(offset, 4096) is None
+        ahead.note(offset, 4096)
+        assert ahead.due(4 * MIB) is None
 
 
-def test_a_sequence_is_prefetched_once_and_not_too_far() -> None:
+@pytest.mark.parametrize("step", [4096, 128 * 1024, MIB])
+def test_a_sequence_is_prefetched_once_and_not_too_far(step: int) -> None:
     size = 40 * MIB + 5
-    ahead = ReadAhead(size, 4 * MIB)
+    ahead = ReadAhead(size)
     wanted: list[Extent] = []
-    offset = 0
-    while offset < size:
-        length = min(128 * 1024, size - offset)
-        found = ahead.after(offset, length)
-        offset += length
+    for offset in range(0, size, step):
+        length = min(step, size - offset)
+        ahead.note(offset, length)
+        found = ahead.due(4 * MIB)
         if found is not None:
-            assert found.length <= MIB
-            assert found.end - offset <= 4 * MIB
+            assert offset + length <= found.offset < found.end <= offset + length + 4 * MIB
             wanted.append(found)
     for before, after in itertools.pairwise(wanted):
-        assert after.offset >= before.end
+        assert after.offset == before.end
     assert wanted[-1].end == size
-    assert wanted[0].offset <= MIB
+    assert wanted[0].offset <= 4 * step
 
 
 def test_a_jump_ends_the_sequence() -> None:
-    ahead = ReadAhead(1 << 40, 4 * MIB)
+    ahead = ReadAhead(1 << 40)
     for index in range(8):
-        ahead.after(index * MIB, MIB)
-    assert ahead.after(0, MIB) is None
-    assert ahead.after(MIB, MIB) is None
+        ahead.note(index * MIB, MIB)
+    assert ahead.due(4 * MIB)
+    for offset in (0, MIB):
+        ahead.note(offset, MIB)
+        assert ahead.due(4 * MIB) is None
