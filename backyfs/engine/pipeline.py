@@ -4,6 +4,7 @@ A job reads a batch, hashes, compares, compresses and appends it in one go. One 
 batch of megabytes keeps the hop (100-200 us) below a tenth of the work, and memory is bounded by
 workers times a batch: a worker takes its next job only when it is done with the last, so that
 no queue is needed. Reading and writing overlap because the workers are at different points.
+(Readers and writers as two stages took 2.11 s for what takes 1.74 s, and a third more memory.)
 
 Cancelling waits for the jobs that run (they are small) and starts no more. The first error
 stops the others and is raised as it is, never inside a group.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import trio
@@ -12,6 +12,7 @@ from backyfs.engine.backup import back_up
 from backyfs.errors import BackyfsError, Corrupt, NoSpace, SourceUnavailable
 from backyfs.model import FRAME, Consistency
 from backyfs.source.contract import Bookmark
+from backyfs.store.contract import Buffer
 from backyfs.store.fs import Fs
 from backyfs.store.repository import Repository
 from tests.engine.checks import content, files, sound
@@ -183,15 +184,16 @@ async def test_stored_bytes_that_read_back_wrong_fail_the_backup(
 ) -> None:
     first = await back_up(packs, MemorySource({"disk": disk("abcd")}))
     before = files(packs)
-    original = Fs.write
+    original = Fs.writev
 
-    def lying(self: Fs, fd: int, data: bytes, path: object = "") -> None:
+    def lying(self: Fs, fd: int, pieces: Sequence[Buffer], path: object = "") -> None:
         """A disk that says it has written, and has not quite."""
+        data = bytearray(b"".join(pieces))
         if len(data) > 4 * FRAME:
-            data = data[: 2 * FRAME] + b"!" + data[2 * FRAME + 1 :]
-        original(self, fd, data, path)
+            data[2 * FRAME] ^= 1
+        original(self, fd, [data], path)
 
-    monkeypatch.setattr(Fs, "write", lying)
+    monkeypatch.setattr(Fs, "writev", lying)
     with pytest.raises(Corrupt, match="nothing is published") as caught:
         await back_up(packs, MemorySource({"disk": disk("ABCDEFGH")}))
     assert (caught.value.disk, caught.value.length) == ("disk", FRAME)
@@ -207,7 +209,7 @@ class Full(Fs):
         self.at, self.count = at, 0
 
     def call(self, name: str) -> None:
-        if name in ("write", "pwrite", "create", "mkdir"):
+        if name in ("write", "writev", "pwrite", "create", "mkdir"):
             self.count += 1
             if self.at and self.count >= self.at:
                 raise OSError(28, "No space left on device")
