@@ -198,6 +198,27 @@ def make_history(path: Path) -> History:
     return history
 
 
+def make_holed(path: Path, monkeypatch: pytest.MonkeyPatch) -> History:
+    """A history whose packs hold dead frames of several blocks, too few to be merged."""
+    monkeypatch.setattr("backyfs.store.packs.segment.SEGMENT_BYTES_MAX", 1 << 30)
+    monkeypatch.setattr("backyfs.store.packs.gc.FILES_BASE", 1000)
+    Repository.create(path, "packs")
+    history = History(path)
+    rng = random.Random(1)
+    image = rng.randbytes(16 * FRAME)
+    history.add({"disk": image})
+    image = image[:FRAME] + bytes(3 * FRAME) + image[4 * FRAME :]
+    history.add({"disk": image})
+    image = image[: 8 * FRAME] + rng.randbytes(4 * FRAME) + image[12 * FRAME :]
+    history.add({"disk": image})
+    image = image[: 9 * FRAME] + rng.randbytes(FRAME) + image[10 * FRAME :]
+    history.add({"disk": image})
+    for number in (0, 2):
+        history.open().remove([revision_id(number)])
+        del history.contents[revision_id(number)]
+    return history
+
+
 def next_disks(history: History, seed: int = 900) -> dict[str, bytes]:
     """What the VM's disks look like at the next backup: patches, new frames, zeros, growth."""
     disks = dict(history.newest)

@@ -18,7 +18,6 @@ import pytest
 from backyfs.errors import BackyfsError, NoSpace
 from backyfs.store import space
 from backyfs.store.fs import Fs
-from backyfs.store.packs import gc
 from backyfs.store.quarantine import Bad
 from backyfs.store.repository import Repository
 from tests.store import faults
@@ -146,16 +145,29 @@ def test_a_merge_that_failed_gives_its_space_back(purged: History, code: int) ->
 
 
 def test_a_collection_that_punches(
-    purged: History, code: int, for_good: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, code: int, for_good: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gc, "DEAD_SHARE_MAX", 0.0)
-
     def collect_when_full(repository: Repository) -> object:
         with monkeypatch.context() as patch:
             patch.setattr(space, "free_bytes", lambda path: 0)
             return repository.gc()
 
-    assert fail_everywhere(purged, collect_when_full, code, for_good, {}, atomic=False) > 3
+    with faults.scratch(tmp_path) as directory:
+        holed = faults.make_holed(directory / "vm", monkeypatch)
+        steps = fail_everywhere(holed, collect_when_full, code, for_good, {}, atomic=False)
+        assert steps > 3
+
+
+def test_a_file_system_without_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoHoles(Fs):
+        def punch(self, fd: int, offset: int, length: int, path: object = "") -> None:
+            raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    with faults.scratch(tmp_path) as directory:
+        holed = faults.make_holed(directory / "vm", monkeypatch)
+        monkeypatch.setattr(space, "free_bytes", lambda path: 0)
+        assert holed.open(NoHoles()).gc().freed_bytes == 0
+        faults.check(holed.path, holed.contents)
 
 
 def test_a_change_of_state(history: History, code: int, for_good: bool) -> None:

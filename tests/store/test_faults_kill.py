@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from backyfs.errors import BackyfsError
+from backyfs.model import FRAME
 from backyfs.store import space
 from backyfs.store.fs import Fs
-from backyfs.store.packs import gc
 from backyfs.store.quarantine import Bad
 from backyfs.store.repository import Repository
 from tests.store import faults
@@ -132,7 +132,7 @@ def test_a_collection_that_merges(purged: History) -> None:
     assert len(list((purged.path / "packs").iterdir())) < before
 
 
-def test_a_collection_that_punches(purged: History, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collection_that_punches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def collect_when_full(path: Path) -> Callable[[Fs], object]:
         def collect(fs: Fs) -> object:
             space.free_bytes = lambda path: 0  # in the child only
@@ -140,11 +140,16 @@ def test_a_collection_that_punches(purged: History, monkeypatch: pytest.MonkeyPa
 
         return collect
 
-    monkeypatch.setattr(gc, "DEAD_SHARE_MAX", 0.0)
-    steps = kill_everywhere(
-        purged, collect_when_full, purged.contents, {}, finished=set(purged.contents)
-    )
-    assert steps > 3
+    with faults.scratch(tmp_path) as directory:
+        holed = faults.make_holed(directory / "vm", monkeypatch)
+        steps = kill_everywhere(
+            holed, collect_when_full, holed.contents, {}, finished=set(holed.contents)
+        )
+        assert steps > 3
+        monkeypatch.setattr(space, "free_bytes", lambda path: 0)
+        report = holed.open().gc()
+        assert (report.merged_files, report.written_files) == (0, 0)
+        assert report.freed_bytes >= 3 * FRAME - 8192
 
 
 def test_a_change_of_state(history: History) -> None:

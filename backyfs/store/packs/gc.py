@@ -10,6 +10,7 @@ Called only when every record and every map is readable (the repository fails cl
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -60,21 +61,25 @@ class Collector:
     def __init__(self, place: Place, maps: Iterable[ExtentMap]) -> None:
         self._place = place
         self._packs, self._unreadable = _open_all(place.layout.packs)
+        self._open = [use.pack for use in self._packs]
         self._homes: dict[str, Segment] = {}
         for use in self._packs:
             for segment in use.segments:
                 # Two packs hold the same segment only after a crash in a merge. The library takes
                 # the first by name: what it may be reading must not be the one we drop.
                 self._homes.setdefault(segment.name, segment)
-        self._punched = False
-        self._marks = self._mark(maps)
-        for use in self._packs:
-            self._weigh(use)
+        try:
+            self._marks = self._mark(maps)
+            for use in self._packs:
+                self._weigh(use)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close all pack files."""
-        for use in self._packs:
-            use.pack.close()
+        for pack in self._open:
+            pack.close()
 
     # Mark
 
@@ -158,7 +163,10 @@ class Collector:
     # Act
 
     def step(self, *, dry_run: bool) -> GcReport:
-        """Unlink dead packs, then merge one group; a dry run only says what it would do."""
+        """Unlink dead packs, then merge one group; a dry run only says what it would do.
+
+        Where there is no room for a merged pack, dead bytes are punched out instead.
+        """
         gone = self.dead_packs()
         # Everything that is needed was found elsewhere, so what cannot be read is not needed.
         paths = [use.pack.path for use in gone] + self._unreadable
@@ -167,33 +175,39 @@ class Collector:
             self._unlink(paths)
         self._packs = [use for use in self._packs if use not in gone]
         group = self.merge_group()
+        if not self._has_room(group):
+            group = []
+            freed += self._punch(dry_run)
         before = sum(use.pack.bytes for use in group)
-        after = sum(use.live for use in group)
-        if group and not dry_run:
-            after = self._merge(group)
-        if not dry_run:
+        if dry_run:
+            freed += max(0, before - sum(use.live for use in group)) if group else 0
+        else:
+            freed += max(0, before - self._merge(group)) if group else 0
             self._forget_quarantine()
         return GcReport(
             removed_files=len(paths),
             merged_files=len(group),
             written_files=1 if group else 0,
-            freed_bytes=freed + max(0, before - after),
+            freed_bytes=freed,
             dead_bytes=sum(use.dead for use in self._packs),
             stored_bytes=sum(use.pack.bytes for use in self._packs),
             files=len(self._packs),
-            more=bool(group) and not self._punched,
+            more=bool(group),
         )
 
     def _unlink(self, paths: Iterable[Path]) -> None:
         for path in paths:
             self._place.fs.unlink(path)
 
-    def _merge(self, group: Sequence[PackUse]) -> int:
-        """Write the group's live frames to one new pack; returns its size (0 = not merged)."""
+    def _has_room(self, group: Sequence[PackUse]) -> bool:
+        """Whether the file system has its reserve beside what a merge of `group` would take."""
         directory = self._place.layout.packs
-        need = sum(use.live for use in group) + sum(use.pack.bytes - use.stored for use in group)
-        if space.free_bytes(directory) < need + space.reserve_bytes(directory):
-            return self._punch(group)
+        need = sum(use.live + use.pack.bytes - use.stored for use in group)
+        return space.free_bytes(directory) >= need + space.reserve_bytes(directory)
+
+    def _merge(self, group: Sequence[PackUse]) -> int:
+        """Write the group's live frames to one new pack; returns its size."""
+        directory = self._place.layout.packs
         target = directory / f"{MERGED_PREFIX}{secrets.token_hex(8)}{PACK_SUFFIX}"
         segments = [segment for use in group for segment in self._live_segments(use)]
         Rewriter(self._place, target).write(segments, self._is_live, {})
@@ -201,26 +215,39 @@ class Collector:
         self._unlink(use.pack.path for use in group)
         self._packs = [use for use in self._packs if use not in group]
         merged = PackFile(target)
-        self._packs.append(
-            PackUse(merged, [], sum(use.live for use in group), sum(use.live for use in group))
-        )
+        self._open.append(merged)
+        live = sum(use.live for use in group)
+        self._packs.append(PackUse(merged, [], live, live))
         return merged.bytes
 
-    def _punch(self, group: Sequence[PackUse]) -> int:
-        """No room for a copy: give the blocks of dead frames back in place.
+    def _punch(self, dry_run: bool) -> int:
+        """Give the blocks of dead frames back in place; returns their bytes.
 
         No map reaches these bytes, so nobody loses them.
         """
-        self._punched = True
-        for use in group:
-            fd = os.open(use.pack.path, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                for start, end in self._dead_ranges(use):
-                    self._place.fs.punch(fd, start, end - start, use.pack.path)
-                self._place.fs.fsync(fd, use.pack.path)
-            finally:
-                os.close(fd)
-        return sum(use.live for use in group)
+        freed = 0
+        for use in self._packs:
+            ranges = list(self._dead_ranges(use)) if use.dead else []
+            if dry_run:
+                freed += sum(end - start for start, end in ranges)
+            elif ranges:
+                freed += self._punch_out(use.pack.path, ranges)
+        return freed
+
+    def _punch_out(self, path: Path, ranges: Iterable[tuple[int, int]]) -> int:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            before = os.fstat(fd).st_blocks
+            for start, end in ranges:
+                self._place.fs.punch(fd, start, end - start, path)
+            self._place.fs.fsync(fd, path)
+            return max(0, before - os.fstat(fd).st_blocks) * 512
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP:
+                raise
+            return 0  # a file system without holes: this space has to wait for a merge
+        finally:
+            os.close(fd)
 
     def _dead_ranges(self, use: PackUse) -> Iterator[tuple[int, int]]:
         """Whole blocks of dead frames that no live frame claims, however damaged the table is.
