@@ -47,7 +47,8 @@ def mounted(kind: str, directory: Path, size: int) -> Iterator[Path]:
         stream.truncate(max(size, MINIMUM[kind]))
     try:
         run(*_MKFS[kind], image)
-        run("mount", "-o", "loop,noatime", image, mountpoint)
+        # Discarding gives back to the image file's own file system what tests have removed.
+        run("mount", "-o", "loop,noatime,discard", image, mountpoint)
         try:
             yield mountpoint
         finally:
