@@ -247,5 +247,5 @@ def test_a_healing_backup(history: History, code: int, for_good: bool) -> None:
         assert faults.strays(copy.path) == []
         shutil.rmtree(copy.path)
         if not fs.fired:
-            assert n > 30
+            assert n > 20
             break

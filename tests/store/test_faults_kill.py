@@ -72,7 +72,7 @@ def test_a_backup(history: History, scan: bool) -> None:
         {revision_id(7): disks},
         finished={*history.contents, revision_id(7)},
     )
-    assert steps > 30
+    assert steps > 20
 
 
 def test_the_first_backup(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_backup_that_heals(history: History) -> None:
         assert faults.strays(copy.path) == []
         shutil.rmtree(copy.path)
         if not died:
-            assert n > 30
+            assert n > 20
             break
 
 

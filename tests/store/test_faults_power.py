@@ -56,7 +56,7 @@ def test_a_backup(history: History) -> None:
         new,
         {**history.contents, **new},
     )
-    assert steps > 30
+    assert steps > 20
 
 
 def test_a_removal(history: History) -> None:
