@@ -32,7 +32,8 @@ from backyfs.store.fs import SYSTEM, Fs
 from backyfs.store.packs.image import PackImage
 from backyfs.store.quarantine import Bad
 from backyfs.store.record import Draft, Record
-from backyfs.store.repository import Repository, Staging
+from backyfs.store.repository import Repository
+from backyfs.store.staging import Staging
 
 Disks = Mapping[str, bytes]
 Contents = dict[str, dict[str, bytes]]
@@ -161,7 +162,7 @@ class History:
 
     def add(self, disks: Disks, *, scan: bool = False) -> Record:
         """Make the next revision."""
-        number = len(self.contents)
+        number = int(max(self.contents)[-4:]) + 1 if self.contents else 0
         parent = self.newest if self.contents and not scan else None
         record = store(self.open(), number, disks, parent)
         self.contents[record.id] = dict(disks)
