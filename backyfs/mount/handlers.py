@@ -224,12 +224,16 @@ class Handlers(pyfuse3.Operations):
         data = image.try_read(off, length)
         if data is None:
             data = await self._decoded(file, off, length)
-        file.ahead.note(off, length)
-        if not file.prefetching and (extent := self._due(file)) is not None:
+        if file.ahead.note(off, length) and not file.prefetching:
+            self._start_prefetch(file)
+        return data
+
+    def _start_prefetch(self, file: _File) -> None:
+        extent = self._due(file)
+        if extent is not None:
             file.prefetching = True
             file.users += 1
             self.nursery.start_soon(self._prefetch, file, extent)
-        return data
 
     async def _decoded(self, file: _File, offset: int, length: int) -> Buffer:
         image = file.opened.image

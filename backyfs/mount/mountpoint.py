@@ -75,14 +75,16 @@ def _beacon_name(device: str) -> str:
     return f"\0backyfs/mount/{device}"
 
 
-@contextlib.contextmanager
-def beacon(device: str) -> Iterator[None]:
-    """Say that the process of the mount with this device number lives, while in the context."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        with contextlib.suppress(OSError):  # taken in another mount namespace: then do without
-            listener.bind(_beacon_name(device))
-            listener.listen(16)
-        yield
+def beacon(device: str) -> socket.socket:
+    """A listening socket that says: the process of the mount with this device number lives.
+
+    Whoever connects knows all it wants by then; connections are to be accepted and closed.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.suppress(OSError):  # taken in another mount namespace: then do without
+        listener.bind(_beacon_name(device))
+        listener.listen(64)
+    return listener
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,8 +88,11 @@ async def _serve(
             await nursery.start(_end_on_signal)
             nursery.start_soon(_sweep, images)
             nursery.start_soon(_announce, options, ready)
-            with _beacon(options.mountpoint):
-                await pyfuse3.main()
+            mount = mounted_at(options.mountpoint)
+            if mount is not None:
+                _set_read_ahead(mount.device)
+                nursery.start_soon(_shine, mount.device)
+            await pyfuse3.main()
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.close(unmount=True)
@@ -134,22 +137,17 @@ def _stderr_into(fd: int) -> Iterator[None]:
         os.close(saved)
 
 
-@contextlib.contextmanager
-def _beacon(mountpoint: Path) -> Iterator[None]:
-    mount = mounted_at(mountpoint)
-    if mount is None:  # somebody unmounted it at once
-        yield
-        return
-    if os.geteuid() == 0:
-        _set_read_ahead(mount.device)
-    with beacon(mount.device):
-        yield
-
-
 def _set_read_ahead(device: str) -> None:
     """Have the kernel ask for 1 MiB at a time; only root may say so."""
     with contextlib.suppress(OSError):
         Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(_READ_AHEAD_KIB))
+
+
+async def _shine(device: str) -> None:
+    with trio.socket.from_stdlib_socket(beacon(device)) as listener, contextlib.suppress(OSError):
+        while True:
+            connection, _ = await listener.accept()
+            connection.close()
 
 
 async def _announce(options: Options, ready: Callable[[], None]) -> None:

@@ -283,13 +283,14 @@ class ReadAhead:
         self._sequential = 0
         self._horizon = 0
 
-    def note(self, offset: int, length: int) -> None:
-        """`length` bytes at `offset` are being read."""
+    def note(self, offset: int, length: int) -> bool:
+        """`length` bytes at `offset` are being read; whether that is part of a sequence."""
         if offset == self._position:
             self._sequential += 1
         else:
             self._sequential = self._horizon = 0
         self._position = offset + length
+        return self._sequential > _PROVEN
 
     def due(self, window: int) -> Extent | None:
         """What to decode now, to be up to `window` bytes ahead; it counts as done from here on.

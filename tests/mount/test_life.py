@@ -340,3 +340,10 @@ def test_a_read_only_store_can_be_mounted(tmp_path: Path, point: Path) -> None:
             assert (point / "vm" / repository.revisions()[0].id / "disk.img").read_bytes() == DATA
     finally:
         subprocess.run(["umount", shadow], check=True)
+
+
+def test_any_number_may_ask_whether_it_lives(tree: Mounted, base: Path) -> None:
+    for _ in range(200):
+        assert server_of(tree.path) == tree.pid
+    with pytest.raises(TargetError, match="mounted already"):
+        mount(base, tree.path)
