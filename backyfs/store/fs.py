@@ -46,6 +46,8 @@ class Fs:
                     f"no space left while writing {path}",
                     hint="free space in the store's file system, or run: backyfs purge",
                 ) from exc
+            if exc.filename is None:  # calls on descriptors do not know it
+                exc.filename = str(path)
             raise
 
     def create(self, path: Path, mode: int = 0o640) -> int:
@@ -141,6 +143,18 @@ class Fs:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+
+
+MEDIUM_ERRORS = frozenset(
+    {errno.EIO, errno.EREMOTEIO, errno.ENODATA, errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ}
+)
+"""What the system answers when stored bytes cannot be had; all else (too many open files, no
+permission) says nothing about them."""
+
+
+def is_medium_error(exc: OSError) -> bool:
+    """Whether an error while reading means that the stored bytes are damaged."""
+    return exc.errno in MEDIUM_ERRORS
 
 
 SYSTEM = Fs()

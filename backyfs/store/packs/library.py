@@ -18,7 +18,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from backyfs.errors import Corrupt
-from backyfs.store.fs import forget_pages
+from backyfs.store.fs import forget_pages, is_medium_error
 from backyfs.store.packs import codec
 from backyfs.store.packs.packfile import PackFile, Segment
 from backyfs.store.packs.table import Entry
@@ -101,8 +101,13 @@ class Library:
                 pack = self._open(path)
             except FileNotFoundError:
                 continue
-            except (Corrupt, OSError) as exc:
-                reason = str(exc.args[0] if isinstance(exc, Corrupt) else exc)
+            except Corrupt as exc:
+                reason = exc.reason
+                continue
+            except OSError as exc:
+                if not is_medium_error(exc):
+                    raise
+                reason = str(exc)
                 continue
             for descriptor in pack.footer.segments:
                 self._segments.setdefault(descriptor.name, Segment(pack, descriptor))
@@ -195,7 +200,7 @@ class Library:
         try:
             entries = segment.entries(number, count)
             hashes = segment.hashes(number, count)
-        except (Corrupt, ValueError, OSError) as exc:
+        except (Corrupt, ValueError) as exc:
             raise BadFrame(Bad(name, number), f"its table entry: {exc}") from exc
         frames: list[bytes] = []
         for first, run in _contiguous(entries):
@@ -216,7 +221,11 @@ class Library:
             if fresh:
                 forget_pages(segment.pack.fd, start, length)
             data = memoryview(segment.pack.pread(length, start))
-        except (OSError, OverflowError) as exc:
+        except OverflowError as exc:
+            raise BadFrame(Bad(segment.name, number), f"cannot be read: {exc}") from exc
+        except OSError as exc:
+            if not is_medium_error(exc):
+                raise
             raise BadFrame(Bad(segment.name, number), f"cannot be read: {exc}") from exc
         at = 0
         for index, entry in enumerate(run):
@@ -257,7 +266,11 @@ class Library:
             stored = memoryview(segment.pack.pread(entry[1], entry[0]))
         except Corrupt as exc:
             raise BadFrame(Bad(bad.unit, WHOLE), exc.reason) from exc
-        except (ValueError, OSError, OverflowError) as exc:
+        except (ValueError, OverflowError) as exc:
+            raise BadFrame(bad, str(exc)) from exc
+        except OSError as exc:
+            if not is_medium_error(exc):
+                raise
             raise BadFrame(bad, str(exc)) from exc
         return self._decode(segment, bad.number, entry, stored, nested)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from backyfs.errors import Corrupt
 from backyfs.store.digest import HASH
-from backyfs.store.fs import read_exactly
+from backyfs.store.fs import is_medium_error, read_exactly
 from backyfs.store.header import Header
 from backyfs.store.packs import codec
 from backyfs.store.packs.table import (
@@ -155,6 +155,8 @@ class Segment:
             except EOFError as exc:
                 raise Corrupt(f"packs/{self.pack.path.name}: its table is cut off") from exc
             except OSError as exc:
+                if not is_medium_error(exc):
+                    raise
                 raise Corrupt(
                     f"packs/{self.pack.path.name}: its table cannot be read: {exc.strerror}"
                 ) from exc
