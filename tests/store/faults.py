@@ -321,8 +321,8 @@ class Child:
         wait, self._go = os.pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # the child only ever ends
-            self._pid = os.fork()
-        if self._pid == 0:
+            self.pid = os.fork()
+        if self.pid == 0:
             os.close(self._go)
             os.read(wait, 1)
             _run_and_exit(operation, n)
@@ -331,7 +331,7 @@ class Child:
     def run(self) -> bool:
         """Let it go; whether it was killed. Any other failure is an error."""
         os.close(self._go)
-        _, status = os.waitpid(self._pid, 0)
+        _, status = os.waitpid(self.pid, 0)
         if os.WIFSIGNALED(status):
             assert os.WTERMSIG(status) == signal.SIGKILL
             return True
