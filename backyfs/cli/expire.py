@@ -14,9 +14,10 @@ from backyfs.engine.expire import Expiry, expire
 
 @click.command()
 @options.dry_run
+@options.wait
 @options.as_json
 @click.pass_obj
-def command(session: Session, dry_run: bool, as_json: bool) -> None:
+def command(session: Session, dry_run: bool, wait_s: float, as_json: bool) -> None:
     """Take tags away that have run out, and remove the revisions that have none left.
 
     A tag of the schedule runs out when the schedule's number of newer revisions have it too and
@@ -27,7 +28,7 @@ def command(session: Session, dry_run: bool, as_json: bool) -> None:
     repository = session.repository()
     schedule = read_job(repository.path / "config").schedule
     with session.logging(repository):
-        result = expire(repository, schedule, datetime.now(UTC), dry_run=dry_run)
+        result = expire(repository, schedule, datetime.now(UTC), dry_run=dry_run, wait_s=wait_s)
     report(result, dry_run=dry_run, as_json=as_json, quiet=session.quiet)
 
 

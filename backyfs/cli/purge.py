@@ -14,9 +14,10 @@ from backyfs.engine.purge import purge
 
 @click.command()
 @options.dry_run
+@options.wait
 @options.as_json
 @click.pass_obj
-def command(session: Session, dry_run: bool, as_json: bool) -> None:
+def command(session: Session, dry_run: bool, wait_s: float, as_json: bool) -> None:
     """Do what `expire` does, then what `gc` does.
 
     With --dry-run: say of each revision what would become of it and why; the space counted then
@@ -25,6 +26,6 @@ def command(session: Session, dry_run: bool, as_json: bool) -> None:
     repository = session.repository()
     schedule = read_job(repository.path / "config").schedule
     with session.logging(repository):
-        result = purge(repository, schedule, datetime.now(UTC), dry_run=dry_run)
+        result = purge(repository, schedule, datetime.now(UTC), dry_run=dry_run, wait_s=wait_s)
     expire.report(result.expiry, dry_run=dry_run, as_json=as_json, quiet=session.quiet)
     gc.report(result.gc, dry_run=dry_run, as_json=as_json, quiet=session.quiet)

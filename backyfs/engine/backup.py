@@ -36,7 +36,8 @@ from backyfs.model import Consistency, Extent, Trust, whole_frames
 from backyfs.source.contract import Bookmark, DiskSnapshot, Snapshot, Source
 from backyfs.store.contract import DiskWriter
 from backyfs.store.record import Draft, Record, Stats
-from backyfs.store.repository import Repository, Staging
+from backyfs.store.repository import Repository
+from backyfs.store.staging import Staging
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ class _Disk:
         read = changed = 0
         for step in batch:
             if step.zero:
-                self.writer.zero(step.extent.offset, step.extent.length)
+                changed += self.writer.zero(step.extent.offset, step.extent.length)
             else:
                 read += step.extent.length
                 changed += self._copy(step)

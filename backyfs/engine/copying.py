@@ -28,7 +28,8 @@ from backyfs.model import FRAME, Extent
 from backyfs.store.contract import DiskWriter, StoredImage
 from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH
 from backyfs.store.record import Draft, Record, State
-from backyfs.store.repository import Repository, Staging
+from backyfs.store.repository import Repository
+from backyfs.store.staging import Staging
 
 _GROUP_BYTES = FAN_OUT * FRAME
 

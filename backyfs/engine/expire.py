@@ -36,17 +36,27 @@ def decisions(repository: Repository, schedule: Schedule, now: datetime) -> list
 
 
 def expire(
-    repository: Repository, schedule: Schedule, now: datetime, *, dry_run: bool = False
+    repository: Repository,
+    schedule: Schedule,
+    now: datetime,
+    *,
+    dry_run: bool = False,
+    wait_s: float = 0.0,
 ) -> Expiry:
     """Take expired tags away and remove revisions that have none left. Busy, Corrupt, OSError.
 
-    Space is freed by `purge`. Revisions with open readers stay and are due again the next time.
+    Space is freed by `purge`. Revisions with open readers stay and are due again the next time;
+    so do those whose state cannot be read, since a tag in it may protect them.
     """
-    made = decisions(repository, schedule, now)
+    made = [
+        decision
+        for decision in decisions(repository, schedule, now)
+        if not repository.state_problem(decision.revision)
+    ]
     due = [decision.revision for decision in made if decision.remove]
     if dry_run:
         return Expiry(made, removed=due)
-    removal = repository.remove(due, unless=_tags_besides(made)) if due else None
+    removal = repository.remove(due, unless=_tags_besides(made), wait_s=wait_s) if due else None
     for decision in made:
         if decision.expired and not decision.remove:
             repository.update_state(decision.revision, _without(decision.expired))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from backyfs.model import Partition
 from backyfs.partition import parse
-from backyfs.store.repository import Staging
+from backyfs.store.staging import Staging
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,13 @@ class Purge:
 
 
 def purge(
-    repository: Repository, schedule: Schedule, now: datetime, *, dry_run: bool = False
+    repository: Repository,
+    schedule: Schedule,
+    now: datetime,
+    *,
+    dry_run: bool = False,
+    wait_s: float = 0.0,
 ) -> Purge:
     """Expire by `schedule`, then collect garbage. Busy; Corrupt while anything is unreadable."""
-    expiry = expire(repository, schedule, now, dry_run=dry_run)
-    return Purge(expiry, repository.gc(dry_run=dry_run))
+    expiry = expire(repository, schedule, now, dry_run=dry_run, wait_s=wait_s)
+    return Purge(expiry, repository.gc(dry_run=dry_run, wait_s=wait_s))

@@ -25,7 +25,7 @@ from backyfs.errors import Corrupt
 from backyfs.model import FRAME, Extent
 from backyfs.source.contract import DiskSnapshot, Snapshot
 from backyfs.store.contract import StoredImage
-from backyfs.store.repository import Staging
+from backyfs.store.staging import Staging
 
 _ZERO = bytes(FRAME)
 _ZERO_HASH = bytes(32)

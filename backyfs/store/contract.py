@@ -84,7 +84,7 @@ class SharingImage(StoredImage, Protocol):
 
 
 class DiskWriter(Protocol):
-    """Takes the frames of one disk, in any order, from many threads.
+    """Takes the frames of one disk, in any order, from many threads, each frame at most once.
 
     Frames never written keep the parent disk's content (zeros without a parent).
     """
@@ -106,8 +106,11 @@ class DiskWriter(Protocol):
         `offset` is a multiple of FRAME; so is len(data), unless it ends at `size`.
         """
 
-    def zero(self, offset: int, length: int) -> None:
-        """Make whole frames zero (same alignment rules as `write`); costs what was there."""
+    def zero(self, offset: int, length: int) -> int:
+        """Make whole frames zero (rules as `write`); returns the bytes of those that were not.
+
+        Costs what was there.
+        """
 
 
 class RevisionWriter(Protocol):

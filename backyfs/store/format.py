@@ -6,7 +6,7 @@ the bytes of disks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -68,6 +68,10 @@ class Stage(Protocol):
     @property
     def stored_bytes(self) -> int:
         """Bytes added to the store's files so far."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What an operator should know of how the revision was written; for its `reason`."""
 
     def disk(self, name: str, size: int) -> DiskWriter:
         """As RevisionWriter.disk."""

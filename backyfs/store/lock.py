@@ -19,8 +19,9 @@ from backyfs.errors import Busy, Corrupt
 from backyfs.store.fs import SYSTEM, Fs
 from backyfs.store.record import sealed, timestamp, unsealed
 
-_POLL_S = 0.05
+_POLL_S = 0.01
 _META_WAIT_S = 30.0
+_SHARE_WAIT_S = 2.0
 
 
 @contextlib.contextmanager
@@ -35,15 +36,22 @@ def exclusive(path: Path, wait_s: float, busy: str) -> Iterator[int]:
 
 
 def _take(fd: int, mode: int, wait_s: float, busy: str) -> None:
+    if _try(fd, mode):
+        return
     deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(fd, mode | fcntl.LOCK_NB)
+    while time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        if _try(fd, mode):
             return
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise Busy(busy, hint="wait for it, or give --wait SECONDS") from None
-        time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+    raise Busy(busy, hint="wait for it, or give --wait SECONDS")
+
+
+def _try(fd: int, mode: int) -> bool:
+    try:
+        fcntl.flock(fd, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def meta(path: Path) -> contextlib.AbstractContextManager[int]:
@@ -51,12 +59,14 @@ def meta(path: Path) -> contextlib.AbstractContextManager[int]:
     return exclusive(path, _META_WAIT_S, f"{path}: the state is being changed by another process")
 
 
-def share(fd: int) -> bool:
-    """Take a reader's lock on an open file; False where the file system cannot lock it."""
+def share(fd: int, what: str) -> bool:
+    """Take a reader's lock on an open file; False where the file system cannot lock it. Busy.
+
+    Somebody who removes revisions holds the exclusive lock for an instant, to see whether there
+    are readers: waiting 2 s outlasts that.
+    """
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
+        _take(fd, fcntl.LOCK_SH, _SHARE_WAIT_S, f"{what} is kept locked by another process")
     except OSError:
         return False
     return True

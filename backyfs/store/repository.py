@@ -10,28 +10,25 @@ Safe from many threads, except that `Staging` belongs to one task.
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
 import time as clock
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 from uuid import UUID
 
-from backyfs import __version__
 from backyfs.errors import BackyfsError, Corrupt, NoRevision, Unsupported, UsageError
-from backyfs.model import Extent, is_name, is_revision_id, new_revision_id
+from backyfs.model import new_revision_id
 from backyfs.store import cow, lock, packs, space
-from backyfs.store.contract import DiskWriter, StoredImage
-from backyfs.store.format import Damage, Format, GcReport, Place, Stage
+from backyfs.store.contract import StoredImage
+from backyfs.store.format import Damage, Format, GcReport, Place
 from backyfs.store.fs import SYSTEM, Fs, publish
 from backyfs.store.identity import COW, PACKS, Identity, read_identity
 from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, TEMPORARY_SUFFIX, Layout, owner
+from backyfs.store.ledger import Ledger
 from backyfs.store.quarantine import Quarantine
-from backyfs.store.record import DiskRecord, Draft, Record, State
+from backyfs.store.record import Record, State
+from backyfs.store.staging import Staging
 
 STRAY_AGE_S = 24 * 3600.0
 """Unowned files younger than this are left alone: another host's rsync may be at work."""
@@ -64,12 +61,11 @@ class Repository:
         self.identity = identity
         self.fs = fs
         self.quarantine = Quarantine(self.layout.quarantine, fs)
-        place = Place(self.layout, identity.uuid, fs, self.quarantine)
+        self.place = Place(self.layout, identity.uuid, fs, self.quarantine)
         self.format: Format = (
-            packs.PacksFormat(place) if identity.store == PACKS else cow.CowFormat(place)
+            packs.PacksFormat(self.place) if identity.store == PACKS else cow.CowFormat(self.place)
         )
-        self._records: dict[str, tuple[tuple[int, int, int], Record | BackyfsError]] = {}
-        self._scan = threading.Lock()
+        self.ledger = Ledger(self.layout, fs)
 
     @classmethod
     def open(cls, path: Path, *, fs: Fs = SYSTEM) -> Repository:
@@ -84,15 +80,20 @@ class Repository:
             raise UsageError(
                 f"{path} is a repository already", hint="choose another directory, or just back up"
             )
+        existed = path.exists()
         fs.mkdir(path)
         path = path.resolve()
         chosen = choose_store(path) if store == "auto" else store
         layout = Layout(path)
-        for directory in (layout.revisions, layout.quarantine):
-            fs.mkdir(directory)
-        (packs if chosen == PACKS else cow).prepare_directory(layout, fs)
-        identity = Identity.new(chosen)
-        publish(layout.identity, identity.encode(), fs)
+        try:
+            for directory in (layout.revisions, layout.quarantine):
+                fs.mkdir(directory)
+            (packs if chosen == PACKS else cow).prepare_directory(layout, fs)
+            identity = Identity.new(chosen)
+            publish(layout.identity, identity.encode(), fs)
+        except BaseException:
+            _take_back(layout, itself=not existed)
+            raise
         return cls(path, identity, fs)
 
     @property
@@ -115,100 +116,31 @@ class Repository:
         """Which format: packs or cow."""
         return self.identity.store
 
-    # Records and states
+    # Records and states: see Ledger
 
     def revisions(self) -> list[Record]:
         """All readable revisions, oldest first (by seq)."""
-        records = [r for r in self._read_records().values() if isinstance(r, Record)]
-        return sorted(records, key=lambda record: (record.seq, record.id))
+        return self.ledger.revisions()
 
     def unreadable(self) -> dict[str, BackyfsError]:
         """Revisions whose record cannot be read, with the reason."""
-        found = self._read_records()
-        return {i: r for i, r in sorted(found.items()) if isinstance(r, BackyfsError)}
+        return self.ledger.unreadable()
 
     def record(self, revision: str) -> Record:
         """The record with this exact id. NoRevision, Corrupt, Unsupported."""
-        found = self._read_records().get(revision)
-        if found is None:
-            raise NoRevision(
-                f"{self.name}: no revision {revision}", hint="see them with: backyfs status"
-            )
-        if isinstance(found, BackyfsError):
-            raise found
-        return found
-
-    def next_seq(self) -> int:
-        """The seq of a revision that is published now: above all others.
-
-        Unreadable records count as if they were the newest: one may come back.
-        """
-        newest = max((record.seq for record in self.revisions()), default=0)
-        return newest + len(self.unreadable()) + 1
-
-    def _read_records(self) -> dict[str, Record | BackyfsError]:
-        with self._scan:
-            fresh: dict[str, tuple[tuple[int, int, int], Record | BackyfsError]] = {}
-            for entry in self._record_files():
-                with contextlib.suppress(FileNotFoundError):
-                    status = entry.stat()
-                    stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-                    revision = entry.name.removesuffix(RECORD_SUFFIX)
-                    known = self._records.get(revision)
-                    same = known is not None and known[0] == stamp
-                    fresh[revision] = (
-                        known if known is not None and same else (stamp, self._decode(revision))
-                    )
-            self._records = fresh
-            return {revision: item for revision, (_, item) in fresh.items()}
-
-    def _record_files(self) -> Iterator[os.DirEntry[str]]:
-        try:
-            with os.scandir(self.layout.revisions) as entries:
-                for entry in entries:
-                    name = entry.name
-                    if (
-                        name.endswith(RECORD_SUFFIX)
-                        and is_revision_id(name[:21])
-                        and len(name) == 26
-                    ):
-                        yield entry
-        except FileNotFoundError as exc:
-            raise Corrupt(f"{self.name}: the directory revisions/ is missing") from exc
-
-    def _decode(self, revision: str) -> Record | BackyfsError:
-        path = self.layout.record(revision)
-        what = f"{self.name}: the record of revision {revision}"
-        try:
-            record = Record.decode(path.read_bytes(), what)
-        except (Corrupt, Unsupported) as exc:
-            return exc
-        except FileNotFoundError:
-            raise
-        except OSError as exc:
-            return Corrupt(f"{what} cannot be read: {exc.strerror}")
-        if record.id != revision or not _sound_names(record):
-            return Corrupt(f"{what} names another revision or impossible files")
-        return record
+        return self.ledger.record(revision)
 
     def state(self, record: Record) -> State:
-        """Tags and trust as they are now; a damaged state counts as none and is reported."""
-        try:
-            return State.decode(self.layout.state(record.id).read_bytes(), f"state of {record.id}")
-        except (FileNotFoundError, Corrupt):
-            return State.of(record)
+        """Tags and trust as they are now; the record's own where the state is damaged."""
+        return self.ledger.state(record)
+
+    def state_problem(self, revision: str) -> str:
+        """What is wrong with a revision's state file, or ""."""
+        return self.ledger.state_problem(revision)
 
     def update_state(self, revision: str, change: Callable[[State], State]) -> State:
         """Replace a revision's state by `change(state)`, atomically; waits for no writer."""
-        with lock.meta(self.layout.meta_lock):
-            if not self.layout.record(revision).exists():
-                raise NoRevision(f"{self.name}: no revision {revision}")
-            record = self.record(revision)
-            old = self.state(record)
-            new = change(old)
-            if new != old:
-                publish(self.layout.state(revision), new.encode(), self.fs)
-            return new
+        return self.ledger.update_state(revision, change)
 
     # Reading
 
@@ -243,6 +175,8 @@ class Repository:
     def damage_of(self, record: Record) -> list[Damage]:
         """As `damage`, for one revision."""
         items = self.structure(record)
+        if problem := self.state_problem(record.id):
+            items.append(Damage("", None, problem))
         broken = {item.disk for item in items}
         for disk in record.disks.values():
             if disk.name not in broken:
@@ -296,7 +230,16 @@ class Repository:
         space.ensure(self.path, 0)
         intent.write(revision)
         stage = self.format.stage(revision, parent)
-        return Staging(self, intent, stage, revision, time, parent)
+        return Staging(
+            self.place,
+            self.ledger,
+            intent,
+            stage,
+            self.format.discard,
+            revision=revision,
+            time=time,
+            parent=parent,
+        )
 
     def remove(
         self,
@@ -325,7 +268,7 @@ class Repository:
         unless: Callable[[Record, State], bool],
         result: Removal,
     ) -> None:
-        record = self._read_records().get(revision)
+        record = self.ledger.entries().get(revision)
         owned = self.format_files(record) if isinstance(record, Record) else []
         if isinstance(record, Record) and not force and self._has_readers(record):
             result.in_use.append(revision)
@@ -412,128 +355,16 @@ class Repository:
         return problems + list(self.format.fsck(records))
 
 
-class Staging:
-    """A revision in the making (RevisionWriter). Leaving it without `commit` removes its files."""
-
-    def __init__(
-        self,
-        repository: Repository,
-        intent: lock.Intent,
-        stage: Stage,
-        revision: str,
-        time: datetime,
-        parent: Record | None,
-    ) -> None:
-        self._repository = repository
-        self._intent = intent
-        self._stage = stage
-        self._disks: dict[str, DiskWriter] = {}
-        self._sealed = self._done = False
-        self.revision = revision
-        self.time = time.astimezone(UTC)
-        self.parent = parent
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stage.close()
-        if not self._done:
-            with contextlib.suppress(OSError, BackyfsError):  # the next writer cleans up
-                self._withdraw()
-
-    def _withdraw(self) -> None:
-        layout, fs = self._repository.layout, self._repository.fs
-        if layout.record(self.revision).exists():
-            # Named, but not durably so. First the record: it must never name files that are gone.
-            fs.unlink(layout.record(self.revision))
-            fs.sync_dir(layout.revisions)
-        self._repository.format.discard(self.revision)
-        self._intent.clear()
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes added to the store's files so far."""
-        return self._stage.stored_bytes
-
-    def disk(self, name: str, size: int) -> DiskWriter:
-        """Start a disk; its parent is the disk of that name in the parent revision, if any."""
-        writer = self._stage.disk(name, size)
-        self._disks[name] = writer
-        return writer
-
-    def seal(self) -> None:
-        """Make all data durable, not yet visible."""
-        self._stage.seal()
-        self._sealed = True
-
-    def image(self, name: str) -> StoredImage:
-        """The disk as stored, after `seal`; closed with the staging."""
-        return self._stage.image(name)
-
-    def written(self, name: str) -> list[Extent]:
-        """Frame-aligned extents of a disk this revision stored anew, after `seal`."""
-        return self._stage.written(name)
-
-    def commit(self, draft: Draft) -> Record:
-        """Publish the revision: from the moment this returns it exists, durably.
-
-        When it raises nothing is published, unless the medium refuses even to take the record's
-        name back: then the revision is there, complete.
-        """
-        if not self._sealed:
-            self.seal()
-        repository = self._repository
-        record = self._record(draft)
-        # The record's rename is the commit point; everything it names is durable already.
-        publish(repository.layout.record(self.revision), record.encode(), repository.fs)
-        self._done = True
-        with contextlib.suppress(OSError, BackyfsError):
-            self._intent.clear()  # if not, the next writer finds the record and does it
-        return record
-
-    def _record(self, draft: Draft) -> Record:
-        disks = {
-            name: self._disk_record(name, writer, draft) for name, writer in self._disks.items()
-        }
-        return Record(
-            seq=self._repository.next_seq(),
-            id=self.revision,
-            time=self.time,
-            parent=self.parent.id if self.parent else "",
-            tool=draft.tool or f"backyfs {__version__}",
-            consistency=draft.consistency,
-            reason=draft.reason,
-            tags=tuple(draft.tags),
-            trust=draft.trust,
-            verification=draft.verification,
-            stats=replace(draft.stats, stored=self.stored_bytes),
-            disks=disks,
-        )
-
-    def _disk_record(self, name: str, writer: DiskWriter, draft: Draft) -> DiskRecord:
-        image = self._stage.image(name)
-        return DiskRecord(
-            name=name,
-            size=writer.size,
-            digest=image.digest,
-            data=sum(extent.length for extent in image.extents()),
-            files=self._stage.files(name),
-            source=draft.sources.get(name, {}),
-            partitions=draft.partitions.get(name, ()),
-        )
-
-
-def _sound_names(record: Record) -> bool:
-    return all(
-        is_name(name) and all(owner(file) and "/" not in file for file in disk.files)
-        for name, disk in record.disks.items()
-    )
+def _take_back(layout: Layout, *, itself: bool) -> None:
+    """Take back what there is of a repository that could not be made."""
+    with contextlib.suppress(OSError):
+        layout.identity.unlink()
+    if layout.identity.exists():
+        return
+    for directory in (layout.revisions, layout.quarantine, layout.packs, layout.path):
+        if itself or directory != layout.path:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
 
 
 def _temporaries(layout: Layout) -> list[Path]:

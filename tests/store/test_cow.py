@@ -450,7 +450,7 @@ def test_a_reader_waits_out_a_removers_look(
     timer.join()
     fd = os.open(image_path(repository, record), os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    monkeypatch.setattr(cow_files, "LOCK_PATIENCE_S", 0.05)
+    monkeypatch.setattr("backyfs.store.lock._SHARE_WAIT_S", 0.05)
     with pytest.raises(Busy):
         repository.open_disk(record, "disk")
     os.close(fd)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backyfs.log import TOLD
 from backyfs.model import FRAME
 from backyfs.store.cow.blocks import frame_hashes
 from backyfs.store.cow.fiemap import places
@@ -58,7 +59,8 @@ def report(
 
 def _add(place: Place, unit: str, number: int, reason: str, revision: str, disk: str) -> None:
     offset = number * FRAME
-    log.error("damaged frame", {"image": unit, "offset": offset, "reason": reason})
+    values = {"image": unit, "offset": offset, "reason": reason}
+    log.error("damaged frame", values, extra=TOLD)
     place.quarantine.add(Bad(unit, number), reason, revision=revision, disk=disk, offset=offset)
 
 

@@ -7,19 +7,15 @@ taken first, then the link count tells whether the file was removed in between.
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from backyfs.errors import Busy, Corrupt, NoRevision
+from backyfs.errors import Corrupt, NoRevision
 from backyfs.store import lock
 from backyfs.store.cow.table import Table
 from backyfs.store.digest import digest
 from backyfs.store.format import Place
 from backyfs.store.record import DiskRecord
-
-LOCK_PATIENCE_S = 2.0
-_LOCK_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +67,7 @@ def open_table(files: Files, disk: DiskRecord) -> Table:
 
 def become_reader(fd: int, place: Place, revision: str) -> None:
     """Take the reader's lock on an open image. NoRevision when it was just removed, Busy."""
-    # A remover asks for the exclusive lock for an instant, to see whether there are readers.
-    deadline = time.monotonic() + LOCK_PATIENCE_S
-    while True:
-        try:
-            lock.share(fd)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise Busy(
-                    f"{place.name}/{revision}: another process keeps the image locked",
-                    hint="try again later",
-                ) from None
-        time.sleep(_LOCK_POLL_S)
+    lock.share(fd, f"{place.name}/{revision}")
     if os.fstat(fd).st_nlink == 0:
         raise gone(place, revision)
 

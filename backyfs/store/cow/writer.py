@@ -116,16 +116,19 @@ class CowDiskWriter:
         self._mark(first + number for number in wrong)
         return sum(self._extent(first + n, first + n + 1).length for n in wrong)
 
-    def zero(self, offset: int, length: int) -> None:
+    def zero(self, offset: int, length: int) -> int:
         first, end = self._frames(offset, length)
+        zeroed = 0
         for number in sorted(self._sick.intersection(range(first, end))):
             extent = self._extent(number, number + 1)
-            self.write(extent.offset, bytes(extent.length))
+            zeroed += self.write(extent.offset, bytes(extent.length))
         target, parent = self._target, self._parent
         table_fd = target.table_fd if target else parent.table.fd if parent else -1
         for start, stop in nonzero_frames(table_fd, first, end):
             self._need_target().zero(start, stop)
             self._mark(range(start, stop))
+            zeroed += self._extent(start, stop).length
+        return zeroed
 
     def _frames(self, offset: int, length: int) -> tuple[int, int]:
         """The frames of a byte range; ValueError when these are not whole frames of the disk."""

@@ -19,7 +19,7 @@ from backyfs.model import FRAME, Extent, merged
 from backyfs.store import lock
 from backyfs.store.contract import StoredImage
 from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest
-from backyfs.store.fs import read_exactly
+from backyfs.store.fs import is_medium_error, read_exactly
 from backyfs.store.packs.extents import GAP, ExtentMap, Run, SegmentRef
 from backyfs.store.packs.library import BadFrame, Chained, Library
 from backyfs.store.quarantine import WHOLE, Bad, Quarantine
@@ -31,25 +31,35 @@ ZERO_FRAME = bytes(FRAME)
 def load_map(path: Path, expected: str, what: str) -> tuple[ExtentMap, int]:
     """A map checked against its recorded hash, and a descriptor with the reader's lock.
 
-    NoRevision when the file was removed meanwhile, Corrupt when it is not what was recorded.
+    NoRevision when the file was removed meanwhile, Corrupt when it is not what was recorded, Busy.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as exc:
         raise Corrupt(f"the map {path.name} is missing") from exc
     try:
-        with contextlib.suppress(BlockingIOError):  # only its removal is under way
-            lock.share(fd)
+        lock.share(fd, what)
         status = os.fstat(fd)
         if status.st_nlink == 0:
             raise NoRevision(f"{what} was just removed", hint="see: backyfs status")
-        data = read_exactly(fd, status.st_size, 0)
+        data = _content(fd, status.st_size, path.name)
         if blake3(data).hexdigest() != expected:
             raise Corrupt(f"the map {path.name} does not match its checksum")
         return ExtentMap.decode(data, path.name), fd
     except BaseException:
         os.close(fd)
         raise
+
+
+def _content(fd: int, size: int, name: str) -> bytes:
+    try:
+        return read_exactly(fd, size, 0)
+    except EOFError as exc:
+        raise Corrupt(f"the map {name} is being cut off") from exc
+    except OSError as exc:
+        if not is_medium_error(exc):
+            raise
+        raise Corrupt(f"the map {name} cannot be read: {exc.strerror}") from exc
 
 
 class PackImage:

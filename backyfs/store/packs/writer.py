@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +110,10 @@ class PackDiskWriter:
             prepared.append(self._prepared(number, frame, fresh, old))
             places.append(number)
         self._enter(places, prepared, zeros)
-        return (len(places) + len(zeros)) * FRAME
+        return self._length(places) + self._length(zeros)
+
+    def _length(self, frames: Iterable[int]) -> int:
+        return sum(min(FRAME, self.size - frame * FRAME) for frame in frames)
 
     def _aligned(self, offset: int, length: int) -> tuple[int, int]:
         end = offset + length
@@ -178,11 +181,11 @@ class PackDiskWriter:
         with self._lock:
             self._changes += _joined(changes)
 
-    def zero(self, offset: int, length: int) -> None:
-        """Make whole frames zero."""
+    def zero(self, offset: int, length: int) -> int:
+        """Make whole frames zero; returns the bytes of those that were not."""
         first, count = self._aligned(offset, length)
         if self.parent is None or not count:
-            return
+            return 0
         covered = min(first + count, self.parent.image.map.frames)
         removed = [
             Run(run.first, run.span, GAP, 0)
@@ -192,6 +195,7 @@ class PackDiskWriter:
         if removed:
             with self._lock:
                 self._changes += removed
+        return sum(self._length(range(run.first, run.first + run.span)) for run in removed)
 
     # After all frames are here
 
@@ -280,6 +284,11 @@ class PackStage:
         self._map_bytes = 0
         library.acquire()
         self._open = True
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Nothing: there is only one way to write."""
+        return ()
 
     @property
     def stored_bytes(self) -> int:

@@ -1,0 +1,145 @@
+"""The ledger of a repository: its records and states, as they lie in revisions/.
+
+Records are immutable, so each file is read once; a directory scan notices new and removed ones. A
+state is read whenever it is asked for. Safe from many threads and beside any writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+from backyfs.errors import BackyfsError, Corrupt, NoRevision, Unsupported
+from backyfs.model import is_name, is_revision_id
+from backyfs.store import lock
+from backyfs.store.fs import Fs, publish
+from backyfs.store.layout import RECORD_SUFFIX, Layout, owner
+from backyfs.store.record import Record, State
+
+_Stamp = tuple[int, int, int]
+
+
+class Ledger:
+    """Reads records and states, replaces states. `name` is the VM's, for messages."""
+
+    def __init__(self, layout: Layout, fs: Fs) -> None:
+        self._layout, self._fs = layout, fs
+        self.name = layout.path.name
+        self._records: dict[str, tuple[_Stamp, Record | BackyfsError]] = {}
+        self._scan = threading.Lock()
+
+    def revisions(self) -> list[Record]:
+        """All readable revisions, oldest first (by seq)."""
+        records = [r for r in self.entries().values() if isinstance(r, Record)]
+        return sorted(records, key=lambda record: (record.seq, record.id))
+
+    def unreadable(self) -> dict[str, BackyfsError]:
+        """Revisions whose record cannot be read, with the reason."""
+        found = self.entries()
+        return {i: r for i, r in sorted(found.items()) if isinstance(r, BackyfsError)}
+
+    def record(self, revision: str) -> Record:
+        """The record with this exact id. NoRevision, Corrupt, Unsupported."""
+        found = self.entries().get(revision)
+        if found is None:
+            raise NoRevision(
+                f"{self.name}: no revision {revision}", hint="see them with: backyfs status"
+            )
+        if isinstance(found, BackyfsError):
+            raise found
+        return found
+
+    def next_seq(self) -> int:
+        """The seq of a revision that is published now: above all others.
+
+        Unreadable records count as if they were the newest: one may come back.
+        """
+        newest = max((record.seq for record in self.revisions()), default=0)
+        return newest + len(self.unreadable()) + 1
+
+    def entries(self) -> dict[str, Record | BackyfsError]:
+        """By id: each record, or why it cannot be read."""
+        with self._scan:
+            fresh: dict[str, tuple[_Stamp, Record | BackyfsError]] = {}
+            for entry in self._files():
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat()
+                    stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+                    revision = entry.name.removesuffix(RECORD_SUFFIX)
+                    known = self._records.get(revision)
+                    same = known is not None and known[0] == stamp
+                    fresh[revision] = (
+                        known if known is not None and same else (stamp, self._decode(revision))
+                    )
+            self._records = fresh
+            return {revision: item for revision, (_, item) in fresh.items()}
+
+    def _files(self) -> Iterator[os.DirEntry[str]]:
+        try:
+            with os.scandir(self._layout.revisions) as entries:
+                for entry in entries:
+                    revision = entry.name.removesuffix(RECORD_SUFFIX)
+                    if entry.name != revision and is_revision_id(revision):
+                        yield entry
+        except FileNotFoundError as exc:
+            raise Corrupt(f"{self.name}: the directory revisions/ is missing") from exc
+
+    def _decode(self, revision: str) -> Record | BackyfsError:
+        path = self._layout.record(revision)
+        what = f"{self.name}: the record of revision {revision}"
+        try:
+            record = Record.decode(path.read_bytes(), what)
+        except (Corrupt, Unsupported) as exc:
+            return exc
+        except FileNotFoundError:
+            raise
+        except OSError as exc:
+            return Corrupt(f"{what} cannot be read: {exc.strerror}")
+        if record.id != revision or not _sound_names(record):
+            return Corrupt(f"{what} names another revision or impossible files")
+        return record
+
+    def state(self, record: Record) -> State:
+        """Tags and trust as they are now; the record's own where the state is damaged."""
+        try:
+            return self._read_state(record.id) or State.of(record)
+        except Corrupt:
+            return State.of(record)
+
+    def state_problem(self, revision: str) -> str:
+        """What is wrong with a revision's state file, or "": then what protects it is unknown."""
+        try:
+            self._read_state(revision)
+        except Corrupt as exc:
+            return exc.reason
+        return ""
+
+    def _read_state(self, revision: str) -> State | None:
+        what = f"the state of revision {revision}"
+        try:
+            return State.decode(self._layout.state(revision).read_bytes(), what)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise Corrupt(f"{what} cannot be read: {exc.strerror}") from exc
+
+    def update_state(self, revision: str, change: Callable[[State], State]) -> State:
+        """Replace a revision's state by `change(state)`, atomically; waits for no writer."""
+        with lock.meta(self._layout.meta_lock):
+            if not self._layout.record(revision).exists():
+                raise NoRevision(f"{self.name}: no revision {revision}")
+            record = self.record(revision)
+            old = self.state(record)
+            new = change(old)
+            if new != old:
+                publish(self._layout.state(revision), new.encode(), self._fs)
+            return new
+
+
+def _sound_names(record: Record) -> bool:
+    return all(
+        is_name(name) and all(owner(file) and "/" not in file for file in disk.files)
+        for name, disk in record.disks.items()
+    )
