@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from backyfs.errors import Corrupt
@@ -64,10 +64,18 @@ class FrameCache:
         """The bound of `bytes`."""
         return self._bytes_max
 
+    def one(self, disk: str, frame: int) -> Block | None:
+        """The block that holds a frame; None if it is not there."""
+        with self._changed:
+            block = self._index.get((disk, frame))
+            if block is not None:
+                self._blocks.move_to_end(block)
+            return block
+
     def found(self, disk: str, frames: range) -> list[Block] | None:
         """The blocks that hold all of `frames`, in order; None if a frame is not there."""
+        blocks: list[Block] = []
         with self._changed:
-            blocks: list[Block] = []
             for frame in frames:
                 block = self._index.get((disk, frame))
                 if block is None:
@@ -75,7 +83,7 @@ class FrameCache:
                 if not blocks or blocks[-1] is not block:
                     self._blocks.move_to_end(block)
                     blocks.append(block)
-            return blocks
+        return blocks
 
     def reserve(self, disk: str, frames: range, have: dict[int, Block]) -> list[int]:
         """Add what is there to `have`; reserve for the caller, and return, what nobody decodes."""
@@ -95,14 +103,18 @@ class FrameCache:
         return mine
 
     def put(self, block: Block) -> None:
-        """Keep a block; the reservation of its frames stays until it is given back."""
+        """Keep a block whose frames the caller had reserved; that ends the reservation."""
         with self._changed:
             for frame in block.frames:
-                self._index[block.disk, frame] = block
+                key = (block.disk, frame)
+                self._index[key] = block
+                self._reserved.discard(key)
             self._blocks[block] = None
             self._bytes += len(block.data)
             while self._bytes > self._bytes_max:
                 self._drop(self._blocks.popitem(last=False)[0])
+            if self._waiters:
+                self._changed.notify_all()
 
     def _drop(self, block: Block) -> None:
         self._bytes -= len(block.data)
@@ -110,8 +122,8 @@ class FrameCache:
             if self._index.get((block.disk, frame)) is block:
                 del self._index[block.disk, frame]
 
-    def give_back(self, disk: str, frames: Sequence[int]) -> None:
-        """End the caller's reservations, whether decoded or not."""
+    def give_back(self, disk: str, frames: Iterable[int]) -> None:
+        """End the caller's reservations of frames it did not decode."""
         with self._changed:
             self._reserved.difference_update((disk, frame) for frame in frames)
             if self._waiters:
@@ -156,6 +168,12 @@ class CachedImage:
     def try_read(self, offset: int, length: int) -> bytes | None:
         """The bytes if they are cached or a hole, else None; never blocks."""
         frames = self._frames(offset, length)
+        if len(frames) == 1:  # a small read: the usual case of a guest's file system
+            block = self._cache.one(self._disk, frames[0])
+            if block is None:
+                return self._image.try_read(offset, length)
+            start = offset - block.first * FRAME
+            return block.data[start : start + length]
         blocks = self._cache.found(self._disk, frames)
         if blocks is None:
             return self._image.try_read(offset, length)
@@ -202,13 +220,16 @@ class CachedImage:
         mine = self._cache.reserve(self._disk, frames, have)
         if not mine:
             return
+        error: Corrupt | None = None
         try:
-            errors = [self._decode(first, count, have) for first, count in _runs(mine)]
+            for first, count in _runs(mine):
+                error = self._decode(first, count, have) or error
         finally:
-            self._cache.give_back(self._disk, mine)
-        for error in errors:
-            if error is not None:
-                raise error
+            undone = [frame for frame in mine if frame not in have]
+            if undone:
+                self._cache.give_back(self._disk, undone)
+        if error is not None:
+            raise error
 
     def _decode(self, first: int, count: int, have: dict[int, Block]) -> Corrupt | None:
         """Decode a run into `have`; an error after all good frames of the run were kept."""
