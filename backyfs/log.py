@@ -39,9 +39,20 @@ _vm: ContextVar[str] = ContextVar("vm", default="-")
 _installed: list[logging.Handler] = []
 
 
-def configure(*, verbose: bool = False, quiet: bool = False, logfile: Path | None = None) -> None:
+TOLD = {"told": True}
+"""As `extra` of a line: whoever runs the command hears of it anyway, so it is for files only."""
+
+
+def configure(
+    *,
+    verbose: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
+    logfile: Path | None = None,
+) -> None:
     """Set up logging for this process, replacing an earlier set-up.
 
+    `as_json` makes the lines on stderr JSON, as the command's warnings are.
     Raises ConfigError when `logfile` (which somebody asked for) cannot be written.
     """
     shut_down()
@@ -49,7 +60,8 @@ def configure(*, verbose: bool = False, quiet: bool = False, logfile: Path | Non
     logging.getLogger(PROGRAM).setLevel(level)
     stderr = logging.StreamHandler(sys.stderr)
     stderr.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
-    stderr.setFormatter(_Brief())
+    stderr.setFormatter(_Json() if as_json else _Brief())
+    stderr.addFilter(lambda record: not _is_told(record))
     _install(stderr)
     if logfile is not None:
         handler = _File(logfile)
@@ -147,6 +159,18 @@ class _Brief(_Line):
         return "\n| ".join([line, *self._traceback(record)])
 
 
+class _Json(_Brief):
+    """For a program that reads our stderr: one JSON value a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record).removeprefix(f"{PROGRAM}: {record.levelname.lower()}: ")
+        return json.dumps({"message_type": "warning", "message": text}, ensure_ascii=False)
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    return bool(getattr(record, "told", False))
+
+
 class _File(logging.Handler):
     """Appends lines to a file, opened at the first one and again after it was moved away.
 
@@ -183,7 +207,7 @@ class _File(logging.Handler):
         try:
             os.write(self.open(), self.format(record).encode("utf-8", "backslashreplace") + b"\n")
         except OSError as exc:
-            if not self._failed:
+            if not self._failed and not _is_told(record):
                 self._failed = True
                 why = exc.strerror or exc
                 print(f"{PROGRAM}: warning: cannot log to {self._path}: {why}", file=sys.stderr)

@@ -117,7 +117,7 @@ class Program(click.Group):
     "-b",
     "--backup-dir",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=Path("."),
     envvar="BACKYFS_BACKUP_DIR",
     show_envvar=True,
@@ -127,7 +127,7 @@ class Program(click.Group):
     "-c",
     "--config",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=Path("/etc/backy.conf"),
     envvar="BACKYFS_CONFIG",
     show_envvar=True,
@@ -137,7 +137,7 @@ class Program(click.Group):
     "-l",
     "--logfile",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="Log file of commands that write (default: backy.log in the VM's directory).",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")

@@ -80,6 +80,7 @@ def command(
         consent.ask(question, [], yes=False, option="--force")
     started = time.monotonic()
     with (
+        session.logging(repository),
         contextlib.closing(repository.open_disk(record, name)) as image,
         _advancing(session, progress, image) as advance,
     ):

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from backyfs.errors import NoRepository, UsageError
 
 if TYPE_CHECKING:
@@ -53,12 +55,16 @@ class Session:
 
     @contextlib.contextmanager
     def logging(self, repository: Repository) -> Iterator[None]:
-        """Log within, also to the VM's own file: for commands that write to the repository."""
+        """Log within, also to the VM's own file, and what ends it too soon: for commands that
+        write to the repository, and those that may find damage.
+        """
         from backyfs import log
 
-        log.configure(verbose=self.verbose, quiet=self.quiet, logfile=self.logfile)
+        log.configure(
+            verbose=self.verbose, quiet=self.quiet, as_json=_as_json(), logfile=self.logfile
+        )
         try:
-            with log.about(repository.name, repository.path):
+            with log.about(repository.name, repository.path), _failing(_command()):
                 yield
         finally:
             log.shut_down()
@@ -67,7 +73,41 @@ class Session:
         """The directories of VMs below a base directory, by name."""
         from backyfs.store.repository import is_repository
 
-        return sorted(path for path in self.directory.iterdir() if is_repository(path))
+        def may_be(path: Path) -> bool:
+            try:
+                return is_repository(path)
+            except PermissionError:  # to be told when it is opened, with its name
+                return path.is_dir()
+
+        return sorted(path for path in self.directory.iterdir() if may_be(path))
+
+
+def _command() -> str:
+    context = click.get_current_context(silent=True)
+    return (context.info_name if context else None) or "command"
+
+
+def _as_json() -> bool:
+    """Whether the command that runs was given --json."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.params.get("as_json"))
+
+
+@contextlib.contextmanager
+def _failing(command: str) -> Iterator[None]:
+    """Log why what is within failed; the operator hears of it when the program ends."""
+    try:
+        yield
+    except BaseException as error:
+        import logging
+
+        from backyfs import log
+        from backyfs.cli import failure
+
+        found = failure.explain(error) or failure.Failure(1, f"a bug: {error!r}")
+        values = {"code": found.code, "reason": found.message}
+        logging.getLogger(f"backyfs.cli.{command}").error("failed", values, extra=log.TOLD)
+        raise
 
 
 def _how_to_make(directory: Path) -> str:

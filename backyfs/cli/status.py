@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from backyfs.cli import describe, options, output
+from backyfs.cli import describe, failure, options, output
 from backyfs.cli.session import Session
 from backyfs.errors import BackyfsError
 from backyfs.model import Consistency, Trust
@@ -119,7 +119,9 @@ def _summarised(path: Path) -> dict[str, Any]:
         unreadable = repository.unreadable()
         pairs = [(record, repository.state(record)) for record in repository.revisions()]
     except (BackyfsError, OSError) as exc:
-        return {"vm": path.name, "path": str(path), "error": str(exc)}
+        found = failure.explain(exc)
+        message = found.message if found else str(exc)
+        return {"vm": path.name, "path": str(path), "error": message}
     newest, state = pairs[-1] if pairs else (None, None)
     return {
         "vm": repository.name,

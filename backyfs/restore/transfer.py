@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -184,7 +185,8 @@ def _in_order(
     with ThreadPoolExecutor(threads, "restore") as pool:
         try:
             for item in items:
-                pending.append(pool.submit(function, item))
+                # What is logged in there is about the same VM.
+                pending.append(pool.submit(copy_context().run, function, item))
                 if len(pending) >= _AHEAD:
                     yield pending.popleft().result()
             while pending:
