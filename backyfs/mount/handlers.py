@@ -16,6 +16,7 @@ import logging
 import os
 import stat
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -45,7 +46,9 @@ a change shows within two seconds."""
 INLINE_BYTES_MAX = 128 * 1024
 """Up to this much is decoded in the trio thread: a thread hop would take longer."""
 _QUICK_S = 0.002
-"""Small reads slower than this (a cold disk) must not happen in the trio thread."""
+_RECENT = 8
+"""When none of this many small reads was quicker (a cold disk), the next ones are made in threads.
+A single slow one says nothing: the machine may be busy."""
 READ_AHEAD_BYTES = 4 << 20
 _READERS = 4
 _CATALOG_READERS = 2
@@ -110,7 +113,7 @@ class Handlers(pyfuse3.Operations):
         self._files: dict[int, _File] = {}
         self._listings: dict[int, list[tuple[str, Node]]] = {}
         self._numbers = itertools.count(1)
-        self._pace_s = 0.0
+        self._recent_s: deque[float] = deque([0.0], maxlen=_RECENT)
         self._reported: dict[str, None] = {}
         self._readers = trio.CapacityLimiter(_READERS)
         self._ahead = trio.CapacityLimiter(1)
@@ -237,7 +240,7 @@ class Handlers(pyfuse3.Operations):
 
     async def _decoded(self, file: _File, offset: int, length: int) -> Buffer:
         image = file.opened.image
-        if length <= INLINE_BYTES_MAX and self._pace_s < _QUICK_S:
+        if length <= INLINE_BYTES_MAX and min(self._recent_s) < _QUICK_S:
             data = self._timed(image.read_unless_reserved, offset, length)
             if data is not None:
                 return data
@@ -260,7 +263,7 @@ class Handlers(pyfuse3.Operations):
         try:
             return read(offset, length)
         finally:
-            self._pace_s += (time.perf_counter() - start - self._pace_s) / 8
+            self._recent_s.append(time.perf_counter() - start)
 
     async def _prefetch(self, file: _File, extent: Extent | None) -> None:
         """Decode ahead of the reader until it is far enough behind, or stopped reading."""

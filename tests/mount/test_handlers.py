@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import threading
+import time
 from pathlib import Path
 
 import pyfuse3
@@ -145,6 +147,34 @@ async def test_a_slow_store_does_not_stop_others(
         with trio.fail_after(5):
             await handlers.getattr(ROOT, CONTEXT)
         gate.set()
+
+
+async def test_small_reads_of_a_cold_disk_move_into_threads(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers = Handlers(tree)
+    info = await handlers.open(await image_inode(handlers), os.O_RDONLY, CONTEXT)
+    image = tree.open(await image_inode(handlers)).image
+    store = image._image  # type: ignore[attr-defined]
+    read, delay_s, threads = store.read, 0.004, []
+
+    def cold(offset: int, length: int) -> object:
+        threads.append(threading.get_ident())
+        time.sleep(delay_s)
+        return read(offset, length)
+
+    monkeypatch.setattr(store, "read", cold)
+    offsets = (n * FRAME for n in range(64) if any(DATA[n * FRAME : (n + 1) * FRAME]))
+    async with trio.open_nursery() as nursery:
+        handlers.nursery = nursery
+        for offset in itertools.islice(offsets, 20):
+            assert await handlers.read(info.fh, offset, 4096) == DATA[offset : offset + 4096]
+        assert threads[0] == threading.get_ident() != threads[-1]
+        delay_s = 0.0
+        for offset in itertools.islice(offsets, 4):
+            await handlers.read(info.fh, offset, 4096)
+        assert threads[-1] == threading.get_ident(), "warm again"
+        nursery.cancel_scope.cancel()
 
 
 async def test_damage_is_logged_once_per_place(
