@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -108,40 +107,6 @@ class Extent:
     def end(self) -> int:
         """The first byte behind the extent."""
         return self.offset + self.length
-
-
-def merged(extents: Iterable[Extent]) -> Iterator[Extent]:
-    """The same bytes as sorted, disjoint extents; neighbours that touch become one."""
-    start = end = -1
-    for extent in sorted(extents):
-        if extent.offset > end:
-            if end > start:
-                yield Extent(start, end - start)
-            start = extent.offset
-        end = max(end, extent.end)
-    if end > start:
-        yield Extent(start, end - start)
-
-
-def whole_frames(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
-    """`extents` widened to frame boundaries (the last one clipped to `size`), sorted, disjoint."""
-    widened = (
-        Extent(first, min(-(-e.end // FRAME) * FRAME, size) - first)
-        for e in extents
-        if (first := e.offset // FRAME * FRAME) < size and e.length > 0
-    )
-    return merged(widened)
-
-
-def gaps(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
-    """What sorted, disjoint `extents` leave uncovered of [0, size)."""
-    position = 0
-    for extent in extents:
-        if extent.offset > position:
-            yield Extent(position, extent.offset - position)
-        position = extent.end
-    if position < size:
-        yield Extent(position, size - position)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,8 @@ from backyfs.engine.progress import QUIET, Phase, Progress
 from backyfs.engine.readback import Finding, read_back
 from backyfs.engine.tags import checked_tags
 from backyfs.errors import BackyfsError, SourceUnavailable, UsageError
-from backyfs.model import Consistency, Extent, Trust, whole_frames
+from backyfs.extents import whole_frames
+from backyfs.model import Consistency, Extent, Trust
 from backyfs.source.contract import Bookmark, DiskSnapshot, Snapshot, Source
 from backyfs.store.contract import DiskWriter
 from backyfs.store.record import Draft, Record, Stats

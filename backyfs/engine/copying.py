@@ -20,10 +20,11 @@ import trio
 
 from backyfs.engine.locking import writing
 from backyfs.engine.pipeline import Job, in_thread, run_jobs
-from backyfs.engine.plan import in_batches, joined, size_of, union
+from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
 from backyfs.engine.readback import frames, stored_jobs
 from backyfs.errors import Corrupt, UsageError
+from backyfs.extents import joined, union
 from backyfs.model import FRAME, Extent
 from backyfs.store.contract import DiskWriter, StoredImage
 from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH

@@ -6,12 +6,11 @@ one clipped to the disk's size), so that a writer never needs to read before it 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from backyfs.engine.pipeline import BATCH_BYTES
-from backyfs.model import FRAME, Extent
+from backyfs.model import Extent
 
 STEPS_MAX = 512
 """Steps of one batch, however small they are."""
@@ -26,33 +25,6 @@ class Step:
 
 
 Batch = tuple[Step, ...]
-
-
-def joined(extents: Iterable[Extent]) -> Iterator[Extent]:
-    """Sorted extents, which may overlap, as disjoint ones; neighbours that touch become one."""
-    start = end = -1
-    for extent in extents:
-        if extent.offset > end:
-            if end > start:
-                yield Extent(start, end - start)
-            start = extent.offset
-        end = max(end, extent.end)
-    if end > start:
-        yield Extent(start, end - start)
-
-
-def framed(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
-    """Sorted extents widened to whole frames of a disk of `size` bytes; disjoint."""
-    return joined(
-        Extent(first, min(-(-extent.end // FRAME) * FRAME, size) - first)
-        for extent in extents
-        if extent.length > 0 and (first := extent.offset // FRAME * FRAME) < size
-    )
-
-
-def union(one: Iterable[Extent], other: Iterable[Extent], size: int) -> Iterator[Extent]:
-    """The whole frames that either of two sorted streams touches."""
-    return framed(heapq.merge(one, other), size)
 
 
 def reading(extents: Iterable[Extent]) -> Iterator[Step]:

@@ -19,9 +19,10 @@ from functools import partial
 from blake3 import blake3
 
 from backyfs.engine.pipeline import Job, run_jobs
-from backyfs.engine.plan import in_batches, size_of, union
+from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import Phase, Progress
 from backyfs.errors import Corrupt
+from backyfs.extents import union
 from backyfs.model import FRAME, Extent
 from backyfs.source.contract import DiskSnapshot, Snapshot
 from backyfs.store.contract import StoredImage

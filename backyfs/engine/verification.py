@@ -27,7 +27,8 @@ from backyfs.engine.progress import QUIET, Phase, Progress
 from backyfs.engine.readback import bad_frames, frames
 from backyfs.engine.trust import verified
 from backyfs.errors import BackyfsError, Corrupt, NoRevision
-from backyfs.model import FRAME, Extent, merged
+from backyfs.extents import merged
+from backyfs.model import FRAME, Extent
 from backyfs.store.contract import StoredImage
 from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest, node
 from backyfs.store.format import Damage

@@ -17,7 +17,8 @@ from typing import TypeVar
 
 from backyfs.allocator import keep_freed_blocks
 from backyfs.errors import Corrupt
-from backyfs.model import FRAME, Extent, gaps, merged
+from backyfs.extents import gaps, merged
+from backyfs.model import FRAME, Extent
 from backyfs.restore.target import Target
 from backyfs.store.contract import StoredImage
 

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from backyfs.errors import BackyfsError, Corrupt, NoRevision, Unsupported
 from backyfs.model import is_name, is_revision_id
 from backyfs.store import lock
-from backyfs.store.fs import Fs, publish
+from backyfs.store.fs import Fs, is_medium_error, publish
 from backyfs.store.layout import RECORD_SUFFIX, Layout, owner
 from backyfs.store.record import Record, State
 
 _Stamp = tuple[int, int, int]
+_NEVER: _Stamp = (0, 0, 0)
 
 
 class Ledger:
@@ -69,10 +70,9 @@ class Ledger:
                     stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
                     revision = entry.name.removesuffix(RECORD_SUFFIX)
                     known = self._records.get(revision)
-                    same = known is not None and known[0] == stamp
-                    fresh[revision] = (
-                        known if known is not None and same else (stamp, self._decode(revision))
-                    )
+                    if known is None or known[0] != stamp:
+                        known = self._decoded(revision, stamp)
+                    fresh[revision] = known
             self._records = fresh
             return {revision: item for revision, (_, item) in fresh.items()}
 
@@ -86,6 +86,16 @@ class Ledger:
         except FileNotFoundError as exc:
             raise Corrupt(f"{self.name}: the directory revisions/ is missing") from exc
 
+    def _decoded(self, revision: str, stamp: _Stamp) -> tuple[_Stamp, Record | BackyfsError]:
+        try:
+            return stamp, self._decode(revision)
+        except FileNotFoundError:
+            raise
+        except OSError as exc:
+            what = f"{self.name}: the record of revision {revision}"
+            # Not remembered: the next attempt may well succeed.
+            return _NEVER, Corrupt(f"{what} cannot be read: {exc.strerror}")
+
     def _decode(self, revision: str) -> Record | BackyfsError:
         path = self._layout.record(revision)
         what = f"{self.name}: the record of revision {revision}"
@@ -93,10 +103,6 @@ class Ledger:
             record = Record.decode(path.read_bytes(), what)
         except (Corrupt, Unsupported) as exc:
             return exc
-        except FileNotFoundError:
-            raise
-        except OSError as exc:
-            return Corrupt(f"{what} cannot be read: {exc.strerror}")
         if record.id != revision or not _sound_names(record):
             return Corrupt(f"{what} names another revision or impossible files")
         return record
@@ -123,6 +129,8 @@ class Ledger:
         except FileNotFoundError:
             return None
         except OSError as exc:
+            if not is_medium_error(exc):  # it says nothing of the tags: nobody may replace them
+                raise
             raise Corrupt(f"{what} cannot be read: {exc.strerror}") from exc
 
     def update_state(self, revision: str, change: Callable[[State], State]) -> State:

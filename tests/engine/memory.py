@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from backyfs.errors import SourceUnavailable
-from backyfs.model import FRAME, Consistency, Extent, merged
+from backyfs.extents import merged
+from backyfs.model import FRAME, Consistency, Extent
 from backyfs.source.contract import Bookmark, Changes, Snapshot
 
 ReadHook = Callable[[str, int, int], None]

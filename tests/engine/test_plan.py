@@ -9,17 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backyfs.engine.pipeline import BATCH_BYTES
-from backyfs.engine.plan import (
-    STEPS_MAX,
-    Step,
-    batches,
-    framed,
-    joined,
-    pieces,
-    reading,
-    scanning,
-    union,
-)
+from backyfs.engine.plan import STEPS_MAX, Step, batches, pieces, reading, scanning
+from backyfs.extents import framed, joined, union
 from backyfs.model import FRAME, Extent
 
 sizes = st.integers(0, 300 * FRAME)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from hypothesis import strategies as st
 
 from backyfs.errors import Corrupt
-from backyfs.model import FRAME, Extent, merged
+from backyfs.extents import merged
+from backyfs.model import FRAME, Extent
 
 
 class MemoryImage:

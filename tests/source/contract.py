@@ -23,7 +23,8 @@ from typing import Protocol
 import pytest
 
 from backyfs.errors import BackyfsError, SourceUnavailable
-from backyfs.model import Consistency, Extent, is_name, is_revision_id, merged
+from backyfs.extents import merged
+from backyfs.model import Consistency, Extent, is_name, is_revision_id
 from backyfs.source.contract import Bookmark, DiskSnapshot, Source
 
 FIRST, SECOND = "20261121T220112Z-0001", "20261121T230112Z-0002"

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from backyfs.errors import Corrupt, NoRevision
-from backyfs.model import FRAME, Consistency, Extent, whole_frames
+from backyfs.extents import whole_frames
+from backyfs.model import FRAME, Consistency, Extent
 from backyfs.store.contract import SharingImage, StoredImage
 from backyfs.store.record import Draft, Record
 from backyfs.store.repository import Repository

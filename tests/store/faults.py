@@ -26,7 +26,8 @@ from pathlib import Path
 import pytest
 
 from backyfs.errors import BackyfsError
-from backyfs.model import FRAME, Consistency, Extent, whole_frames
+from backyfs.extents import whole_frames
+from backyfs.model import FRAME, Consistency, Extent
 from backyfs.store.contract import Buffer, DiskWriter
 from backyfs.store.fs import SYSTEM, Fs
 from backyfs.store.packs.image import PackImage

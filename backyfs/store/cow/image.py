@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from backyfs.errors import BackyfsError, Corrupt
+from backyfs.extents import framed, joined
 from backyfs.model import FRAME, Extent
 from backyfs.store.contract import StoredImage
 from backyfs.store.cow import damage
 from backyfs.store.cow.blocks import different, frame_hashes, runs
 from backyfs.store.cow.checking import Checker
 from backyfs.store.cow.columns import Columns
-from backyfs.store.cow.extents import framed, joined
 from backyfs.store.cow.fiemap import apart
 from backyfs.store.cow.files import Files, become_reader, gone, open_image, open_table
 from backyfs.store.cow.reflink import data_extents

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from backyfs.errors import Corrupt, NoRevision, Unsupported
-from backyfs.model import FRAME, Extent, merged
+from backyfs.extents import merged
+from backyfs.model import FRAME, Extent
 from backyfs.store.contract import StoredImage
 from backyfs.store.cow import damage
 from backyfs.store.cow.files import Files

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from backyfs.errors import Corrupt
+from backyfs.extents import framed
 from backyfs.model import FRAME
 from backyfs.store import space
 from backyfs.store.cow.blocks import (
@@ -23,7 +24,6 @@ from backyfs.store.cow.blocks import (
     runs,
 )
 from backyfs.store.cow.columns import batches
-from backyfs.store.cow.extents import framed
 from backyfs.store.cow.fiemap import extent_count
 from backyfs.store.cow.image import CowImage
 from backyfs.store.cow.reflink import clone

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from backyfs.errors import Corrupt
-from backyfs.model import FRAME, Extent, merged
+from backyfs.extents import merged
+from backyfs.model import FRAME, Extent
 from backyfs.store.contract import Buffer
 from backyfs.store.cow import damage
 from backyfs.store.cow.blocks import different, frame_hashes, runs

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from backyfs.errors import Corrupt, NoRevision
-from backyfs.model import FRAME, Extent, merged
+from backyfs.extents import merged
+from backyfs.model import FRAME, Extent
 from backyfs.store.format import GcReport, Place
 from backyfs.store.fs import Fs
 from backyfs.store.layout import Layout, owner

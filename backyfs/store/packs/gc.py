@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backyfs.errors import Corrupt
-from backyfs.model import Extent, merged
+from backyfs.extents import merged
+from backyfs.model import Extent
 from backyfs.store import space
 from backyfs.store.format import GcReport, Place
 from backyfs.store.packs import codec

@@ -15,7 +15,8 @@ from pathlib import Path
 from blake3 import blake3
 
 from backyfs.errors import BackyfsError, Corrupt, NoRevision
-from backyfs.model import FRAME, Extent, merged
+from backyfs.extents import merged
+from backyfs.model import FRAME, Extent
 from backyfs.store import lock
 from backyfs.store.contract import StoredImage
 from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest

@@ -15,7 +15,8 @@ from pathlib import Path
 from blake3 import blake3
 
 from backyfs.errors import Corrupt, UsageError
-from backyfs.model import FRAME, Extent, disk_name, merged
+from backyfs.extents import merged
+from backyfs.model import FRAME, Extent, disk_name
 from backyfs.store.contract import Buffer
 from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, frame_count, group_count
 from backyfs.store.format import Place
