@@ -1,0 +1,183 @@
+"""What the system refuses for a while (descriptors, permissions) is never taken for damage."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from backyfs.errors import Corrupt
+from backyfs.model import FRAME
+from backyfs.store.fs import Fs
+from backyfs.store.packs.image import PackImage
+from backyfs.store.repository import Repository
+from tests.store import faults
+from tests.store.faults import Child, History, revision_id
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[History]:
+    with faults.scratch(tmp_path) as directory:
+        yield faults.make_history(directory / "vm")
+
+
+def with_few_descriptors(spare: int, work: Callable[[], object]) -> None:
+    """Do `work` where only `spare` more files can be open; a refusal may end it."""
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    for fd in range(3, highest + 1):  # the numbers below the limit must all be taken
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.dup2(0, fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, 4096))
+    try:
+        work()
+    except OSError as exc:
+        assert exc.errno == errno.EMFILE, exc
+
+
+def read_everything(path: Path) -> None:
+    repository = Repository.open(path)
+    for record in repository.revisions():
+        faults.content(repository, record)
+
+
+def work_on(history: History) -> dict[str, Callable[[], object]]:
+    disks = faults.next_disks(history)
+    return {
+        "read": lambda: read_everything(history.path),
+        "damage": lambda: history.open().damage(),
+        "backup": lambda: faults.store(history.open(), 7, disks, history.newest),
+        "tag": lambda: history.open().update_state(
+            revision_id(2), lambda state: replace(state, why="new")
+        ),
+    }
+
+
+@pytest.mark.parametrize("what", ["read", "damage", "backup", "tag"])
+def test_too_many_open_files(history: History, what: str) -> None:
+    history.open().update_state(revision_id(2), lambda state: replace(state, tags=("manual:x",)))
+    disks = {revision_id(7): faults.next_disks(history)}
+    for spare in range(14):
+        copy = history.copy(history.path.with_name(f"copy{spare}"))
+        work = work_on(copy)[what]
+
+        def limited(_: Fs, spare: int = spare, work: Callable[[], object] = work) -> None:
+            try:
+                with_few_descriptors(spare, work)
+            except Corrupt as exc:
+                assert "Too many open files" in str(exc)
+
+        assert not Child(limited).run()
+        faults.check(copy.path, copy.contents, disks)
+        assert copy.open().quarantine.bad() == set()
+        assert copy.open().state(copy.open().record(revision_id(2))).tags == ("manual:x",)
+
+
+def test_a_record_that_could_not_be_read_for_a_moment(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = history.open()
+    victim = repository.layout.record(revision_id(3))
+    read_bytes = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path == victim:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read_bytes(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", failing)
+        assert [*repository.unreadable()] == [revision_id(3)]
+        with pytest.raises(Corrupt, match="Too many open files"):
+            repository.record(revision_id(3))
+    assert repository.unreadable() == {}
+    assert repository.record(revision_id(3)).id == revision_id(3)
+
+
+def test_tags_that_could_not_be_read_are_not_replaced(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = history.open()
+    repository.update_state(revision_id(3), lambda state: replace(state, tags=("manual:keep",)))
+    victim = repository.layout.state(revision_id(3))
+    read_bytes = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path == victim:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read_bytes(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", failing)
+        with pytest.raises(OSError, match="Too many"):
+            repository.update_state(revision_id(3), lambda state: replace(state, why="x"))
+    assert repository.state(repository.record(revision_id(3))).tags == ("manual:keep",)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EBADMSG])
+def test_errors_of_the_medium_are_damage_of_a_range(
+    history: History, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EIO while reading a frame: its range only, recorded, and pardoned when it reads again."""
+    repository = history.open()
+    record = repository.record(revision_id(4))
+    pread = os.pread
+    image = repository.open_disk(record, "root")
+    assert isinstance(image, PackImage)
+    place = faults.chain(image, 2)[0]
+    home = image._library.segment(place.unit)
+    at = home.entry(place.number)[0]
+
+    def failing(fd: int, length: int, offset: int) -> bytes:
+        if fd == home.pack.fd and offset <= at < offset + length:
+            raise OSError(code, os.strerror(code))
+        return pread(fd, length, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", failing)
+        assert image.check(0, image.map.frames) == [2]
+        with pytest.raises(Corrupt) as caught:
+            image.read(0, image.size)
+        assert (caught.value.revision, caught.value.offset) == (record.id, 2 * FRAME)
+        assert image.read(0, 2 * FRAME)
+        assert set(repository.damage()) >= {record.id}
+    assert image.check(0, image.map.frames) == []
+    assert repository.damage() == {}
+    image.close()
+
+
+def test_errors_of_the_medium_in_tables_and_maps(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pread = os.pread
+    bad: set[Path] = set()
+
+    def failing(fd: int, length: int, offset: int) -> bytes:
+        if Path(os.readlink(f"/proc/self/fd/{fd}")) in bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    for path in [*(history.path / "packs").iterdir(), *history.path.glob("revisions/*.map")]:
+        bad = {path}
+        repository = history.open()
+        named = set(repository.damage())
+        assert named
+        for record in repository.revisions():
+            try:
+                assert faults.content(repository, record) == history.contents[record.id]
+            except Corrupt as exc:
+                assert exc.revision == record.id
+                assert record.id in named
+        with pytest.raises((Corrupt, OSError)):
+            repository.gc()
+        bad = set()
+        for file in history.path.glob("quarantine/*"):
+            file.unlink()
+    faults.check(history.path, history.contents)
