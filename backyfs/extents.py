@@ -1,5 +1,6 @@
-"""Sets of bytes of an image, as streams of sorted extents: nothing here holds one in memory,
-except where it says that it sorts.
+"""Sets of bytes of an image as streams of sorted extents, in bounded memory.
+
+Only what says that it sorts holds a set in memory.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from backyfs.engine.pipeline import BATCH_BYTES
+from backyfs.extents import framed
 from backyfs.model import Extent
 
 STEPS_MAX = 512
