@@ -80,6 +80,8 @@ def _open(where: str, size: int, store: Path, force: bool) -> Target:
     if path.is_relative_to(store.resolve()):
         raise TargetError(f"{where} lies in the repository", hint="restore to another place")
     mode = _mode(path)
+    if (mode is None or stat.S_ISREG(mode)) and _among_devices(path):
+        raise TargetError(f"{where} is no device", hint="see the devices there are with: lsblk")
     if mode is None:
         return _new(path, size)
     if stat.S_ISREG(mode):
@@ -105,6 +107,13 @@ def _mode(where: str | Path) -> int | None:
         return os.stat(where).st_mode
     except FileNotFoundError:
         return None
+
+
+def _among_devices(path: Path) -> bool:
+    """Whether a file there would lie among the devices, in memory: somebody mistyped a name."""
+    with contextlib.suppress(OSError):
+        return os.path.ismount("/dev") and path.parent.stat().st_dev == os.stat("/dev").st_dev
+    return False
 
 
 def _new(path: Path, size: int) -> NewFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -197,6 +198,21 @@ def test_targets_that_are_none(vm: Vm, tmp_path: Path) -> None:
         stream.write(b"x")
         stream.flush()
         assert "open for writing" in refused(*restore, "-f", tmp_path / "open.img", code=1)
+
+
+def test_a_mistyped_device_is_no_new_file(vm: Vm) -> None:
+    require("root")
+    if not os.path.ismount("/dev"):
+        pytest.skip("/dev is a plain directory here")
+    typo = Path(f"/dev/backyfs-test-{os.getpid()}")
+    try:
+        assert f"{typo} is no device" in refused("-b", vm.directory, "restore", typo, code=1)
+        assert not typo.exists()
+        typo.touch()
+        refused("-b", vm.directory, "restore", "--force", typo, code=1)
+        assert typo.stat().st_size == 0
+    finally:
+        typo.unlink(missing_ok=True)
 
 
 def test_existing_data_is_safe_without_a_terminal(vm: Vm, tmp_path: Path) -> None:
