@@ -79,6 +79,7 @@ class Corrupt(BackyfsError):
     ) -> None:
         where = "/".join(part for part in (vm, revision, disk) if part)
         at = f" at byte {offset} (length {length})" if length else ""
+        reason = reason.removeprefix("damaged: ")  # that of another such error, told at its place
         super().__init__(
             f"{where + ': ' if where else ''}damaged{at}: {reason}",
             hint=f"run: backyfs verify -r {revision}" if revision else "",
