@@ -48,7 +48,7 @@ async def copy(
 ) -> Copied:
     """Copy all revisions of `source` that come after the newest one `target` has.
 
-    Raises UsageError when the two are the same repository, Busy, NoSpace, and Corrupt at the
+    Raises UsageError when the two are the same repository or their revisions do not fit, Busy, NoSpace, and Corrupt at the
     first revision that cannot be read completely; those before it are in the target by then.
     """
     if source.path == target.path:
@@ -66,7 +66,8 @@ async def copy(
 def missing(records: Sequence[Record], there: Sequence[Record]) -> list[Record]:
     """The records to copy to a repository that has the revisions `there`; both oldest first.
 
-    Those after the newest common one; without a common one, those later than all that is there.
+    Those after the newest common one; without a common one, all, if all are later than what is
+    there. UsageError if they are not: then those there are no earlier ones of the same history.
     """
     if not there:
         return list(records)
@@ -75,7 +76,12 @@ def missing(records: Sequence[Record], there: Sequence[Record]) -> list[Record]:
     if common:
         return [record for record in records if record.seq > common[-1]]
     newest = max(record.time for record in there)
-    return [record for record in records if record.time > newest]
+    if any(record.time <= newest for record in records):
+        raise UsageError(
+            "the target has newer revisions, and none of them is of this source",
+            hint="copy into a directory of its own",
+        )
+    return list(records)
 
 
 async def _copy_revision(

@@ -365,3 +365,7 @@ def test_copies_that_cannot_be(vm: Vm, tmp_path: Path) -> None:
     refused("copy", vm.directory, vm.directory, code=2)
     refused("copy", tmp_path / "missing", tmp_path / "x", code=10)
     refused("copy", vm.directory, vm.image / "b", code=10)
+    stranger = tmp_path / "srv" / "db01"
+    backyfs("-b", stranger, "init", "file", vm.image)
+    backyfs("-b", stranger, "backup")
+    assert "none of them is of this source" in refused("copy", vm.directory, stranger, code=2)

@@ -157,6 +157,10 @@ def test_what_is_missing() -> None:
     assert missing(days[3:], days[:2]) == days[3:]
     assert missing(days, days) == []
     assert missing([], days) == []
+    strangers = [record(7, START + timedelta(days=4, hours=1))]
+    with pytest.raises(UsageError, match="newer revisions, and none of them is of this source"):
+        missing(days, strangers)
+    assert missing(days[5:], strangers) == days[5:]
 
 
 async def test_differences_are_whole_frames_of_the_image(packs: Repository) -> None:
