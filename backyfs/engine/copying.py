@@ -48,8 +48,9 @@ async def copy(
 ) -> Copied:
     """Copy all revisions of `source` that come after the newest one `target` has.
 
-    Raises UsageError when the two are the same repository or their revisions do not fit, Busy, NoSpace, and Corrupt at the
-    first revision that cannot be read completely; those before it are in the target by then.
+    Raises UsageError when the two are the same repository or have nothing to do with each other,
+    Busy, NoSpace, and Corrupt at the first revision that cannot be read completely; those before
+    it are in the target by then.
     """
     if source.path == target.path:
         raise UsageError(f"{source.path}: source and target are the same repository")
@@ -66,8 +67,8 @@ async def copy(
 def missing(records: Sequence[Record], there: Sequence[Record]) -> list[Record]:
     """The records to copy to a repository that has the revisions `there`; both oldest first.
 
-    Those after the newest common one; without a common one, all, if all are later than what is
-    there. UsageError if they are not: then those there are no earlier ones of the same history.
+    Those after the newest common one; without a common one, those later than all that is there.
+    UsageError if there are earlier ones then, and nothing says that it is the same history.
     """
     if not there:
         return list(records)
@@ -76,12 +77,13 @@ def missing(records: Sequence[Record], there: Sequence[Record]) -> list[Record]:
     if common:
         return [record for record in records if record.seq > common[-1]]
     newest = max(record.time for record in there)
-    if any(record.time <= newest for record in records):
+    later = [record for record in records if record.time > newest]
+    if len(later) < len(records) and not any(record.parent in ids for record in records):
         raise UsageError(
             "the target has newer revisions, and none of them is of this source",
             hint="copy into a directory of its own",
         )
-    return list(records)
+    return later
 
 
 async def _copy_revision(
