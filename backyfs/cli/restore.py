@@ -71,9 +71,7 @@ def command(
     if not salvage:
         _check_structure(repository, record, name)
     if dry_run:
-        over = ", over existing data" if target != "-" and holds_data(target) else ""
-        size = output.size(record.disks[name].size)
-        output.line(f"would restore {record.id}/{name} ({size}) to {target}{over}")
+        _preview(record, name, target, as_json)
         return 0
     if not force and target != "-" and holds_data(target):
         question = f"Overwrite {target} with {record.id}/{name}?"
@@ -82,7 +80,7 @@ def command(
     with (
         session.logging(repository),
         contextlib.closing(repository.open_disk(record, name)) as image,
-        _advancing(session, progress, image) as advance,
+        _advancing(session, False if as_json else progress, image) as advance,
     ):
         if check_first:
             _check_all(
@@ -92,6 +90,25 @@ def command(
             report = restore(image, place, salvage=salvage, advance=advance("restoring"))
     _report(session, record, name, target, report, time.monotonic() - started, as_json)
     return 12 if report.bad else 0
+
+
+def _preview(record: Record, disk: str, target: str, as_json: bool) -> None:
+    overwrites = target != "-" and holds_data(target)
+    size = record.disks[disk].size
+    if as_json:
+        output.json_line(
+            {
+                "message_type": "would_restore",
+                "revision": record.id,
+                "disk": disk,
+                "target": target,
+                "size": size,
+                "overwrites": overwrites,
+            }
+        )
+    else:
+        over = ", over existing data" if overwrites else ""
+        output.line(f"would restore {record.id}/{disk} ({output.size(size)}) to {target}{over}")
 
 
 def _check_structure(repository: Repository, record: Record, disk: str) -> None:

@@ -376,7 +376,8 @@ def test_every_json_key_is_documented(vm: Vm) -> None:
         (["backup", "--json", "--progress"], 0),
         (["status", "--json"], 0),
         (["find", "--json"], 0),
-        (["restore", "--json", "/dev/null"], 0),
+        (["restore", "--json", "--progress", "/dev/null"], 0),
+        (["restore", "--json", "-n", "/dev/null"], 0),
         (["verify", "--json"], 0),
         (["scrub", "--json"], 0),
         (["distrust", "-r", "first", "--json"], 0),
@@ -398,6 +399,10 @@ def test_every_json_key_is_documented(vm: Vm) -> None:
     found |= set(keys(on(vm, "restore", "--salvage", "--json", "/dev/null", code=12).json))
     found |= set(keys(json.loads(on(vm, "find", "-r", "9", "--json", code=11).err)))
     assert found <= documented, sorted(found - documented)
+
+
+def test_no_bar_is_drawn_into_json(vm: Vm) -> None:
+    assert on(vm, "restore", "--json", "--progress", "/dev/null").err == ""
 
 
 def test_exit_codes_are_documented() -> None:
