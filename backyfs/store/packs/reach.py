@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from backyfs.errors import Corrupt
 from backyfs.store.packs.extents import ExtentMap, SegmentRef
 from backyfs.store.packs.library import Library
+from backyfs.store.packs.packfile import PackFile
 from backyfs.store.quarantine import WHOLE, Bad
 
 
@@ -23,12 +24,12 @@ class Reach:
 
     def __init__(self, library: Library, extent_map: ExtentMap) -> None:
         self._library, self._map = library, extent_map
-        self._graph: dict[str, frozenset[str]] = {}
+        self._homes: dict[str, PackFile] = {}
         self.gone: set[str] = set()
         self.broken = {
             ref.name: problem for ref in extent_map.segments if (problem := self._problem(ref))
         }
-        self._follow([ref.name for ref in extent_map.segments if ref.name not in self.broken])
+        self._follow({ref.name for ref in extent_map.segments} - self.broken.keys())
 
     def _problem(self, ref: SegmentRef) -> str:
         try:
@@ -39,26 +40,31 @@ class Reach:
             return f"segment {ref.name} is not the one the map was made for"
         return f"segment {ref.name}: its table is cut off" if segment.cut_off else ""
 
-    def _follow(self, pending: list[str]) -> None:
+    def _follow(self, found: set[str]) -> None:
+        """Find the packs of these segments, and of all that their patches may refer to."""
+        pending = list(found)
+        packs: set[PackFile] = set()
         while pending:
             name = pending.pop()
-            if name in self._graph or name in self.gone:
-                continue
             try:
-                names = self._library.segment(name).pack.footer.names
+                pack = self._homes[name] = self._library.segment(name).pack
             except Corrupt:
                 self.gone.add(name)
                 continue
-            self._graph[name] = frozenset(names)
-            pending.extend(names)
+            if pack not in packs:
+                packs.add(pack)
+                new = set(pack.footer.names) - found
+                found |= new
+                pending.extend(new)
 
     def _leading_to(self, units: Collection[str]) -> set[str]:
         """The segments whose frames may rest on one of `units`, these included."""
-        found = set(units)
-        before = -1
+        packs = {pack: set(pack.footer.names) for pack in self._homes.values()}
+        found, before = set(units), -1
         while len(found) != before:
             before = len(found)
-            found |= {name for name, names in self._graph.items() if not names.isdisjoint(found)}
+            leading = {pack for pack, names in packs.items() if not names.isdisjoint(found)}
+            found |= {name for name, pack in self._homes.items() if pack in leading}
         return found
 
     def lost_bases(self) -> set[str]:
