@@ -7,6 +7,7 @@ the bytes of disks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -103,6 +104,9 @@ class Format(Protocol):
 
     def stage(self, revision: str, parent: Record | None) -> Stage:
         """Start a revision; the writer's lock is held and the intent written."""
+
+    def holding(self) -> AbstractContextManager[None]:
+        """While entered, files stay open from one call to the next: for many calls in a row."""
 
     def structure(self, disk: DiskRecord) -> Iterable[str]:
         """What is wrong with the disk's files, in words, found without reading frames."""

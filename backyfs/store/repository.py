@@ -166,10 +166,11 @@ class Repository:
     def damage(self) -> dict[str, list[Damage]]:
         """Known damage per revision: unreadable records, broken structure, quarantined frames."""
         found = {i: [Damage("", None, e.args[0])] for i, e in self.unreadable().items()}
-        for record in self.revisions():
-            items = self.damage_of(record)
-            if items:
-                found[record.id] = items
+        with self.format.holding():
+            for record in self.revisions():
+                items = self.damage_of(record)
+                if items:
+                    found[record.id] = items
         return found
 
     def damage_of(self, record: Record) -> list[Damage]:
@@ -316,15 +317,19 @@ class Repository:
                 vm=self.name,
                 revision=revision,
             ) from error
-        for record in self.revisions():
-            for damage in self.structure(record):
-                raise Corrupt(
-                    f"{damage.reason}; nothing is deleted while a revision's files are incomplete"
-                    f" (forget -r {record.id} gives it up)",
-                    vm=self.name,
-                    revision=record.id,
-                    disk=damage.disk,
-                )
+        with self.format.holding():
+            for record in self.revisions():
+                self._refuse_incomplete(record)
+
+    def _refuse_incomplete(self, record: Record) -> None:
+        for damage in self.structure(record):
+            raise Corrupt(
+                f"{damage.reason}; nothing is deleted while a revision's files are incomplete"
+                f" (forget -r {record.id} gives it up)",
+                vm=self.name,
+                revision=record.id,
+                disk=damage.disk,
+            )
 
     def _remove_strays(self) -> list[Path]:
         named = {path for record in self.revisions() for path in self.format_files(record)}
@@ -350,8 +355,9 @@ class Repository:
         seqs = [record.seq for record in records]
         if len(set(seqs)) != len(seqs):
             problems.append("two revisions have the same seq")
-        for record in records:
-            problems += [f"{record.id}/{d.disk}: {d.reason}" for d in self.structure(record)]
+        with self.format.holding():
+            for record in records:
+                problems += [f"{record.id}/{d.disk}: {d.reason}" for d in self.structure(record)]
         return problems + list(self.format.fsck(records))
 
 

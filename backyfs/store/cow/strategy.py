@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from backyfs.errors import Corrupt, NoRevision, Unsupported
@@ -38,6 +39,9 @@ class CowFormat:
         from backyfs.store.cow.stage import CowStage
 
         return CowStage(self._place, revision, parent, self._extents_max)
+
+    def holding(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def structure(self, disk: DiskRecord) -> Iterator[str]:
         try:

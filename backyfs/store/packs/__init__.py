@@ -71,6 +71,15 @@ class PacksFormat:
 
     # Damage
 
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keep pack files open between calls."""
+        self._library.acquire()
+        try:
+            yield
+        finally:
+            self._library.release()
+
     def structure(self, disk: DiskRecord) -> Iterator[str]:
         """The map must be as recorded, and every segment it needs present with its root."""
         try:
@@ -78,14 +87,11 @@ class PacksFormat:
         except (Corrupt, NoRevision) as exc:
             yield str(exc.args[0])
             return
-        self._library.acquire()
-        try:
+        with self.holding():
             reach = Reach(self._library, extent_map)
             yield from reach.broken.values()
             for name in sorted(reach.lost_bases()):
                 yield f"segment {name} is missing, which frames are patches against"
-        finally:
-            self._library.release()
 
     def _map(self, disk: DiskRecord) -> ExtentMap:
         path = map_path(self._place, disk.files)
@@ -155,11 +161,8 @@ class PacksFormat:
             path = map_path(self._place, disk.files)
             with contextlib.suppress(Corrupt, NoRevision):
                 maps[path] = maps.get(path) or self._map(disk)
-        self._library.acquire()
-        try:
+        with self.holding():
             yield from check_packs(self._place.layout.packs, maps.values())
-        finally:
-            self._library.release()
 
 
 __all__ = ["PacksFormat", "prepare_directory"]
