@@ -199,7 +199,7 @@ def interrupted(command: list[str | Path], directory: Path, pattern: str, number
 
     A run may be over before the signal comes; then another one is started.
     """
-    for _ in range(5):
+    for _ in range(40):
         process = subprocess.Popen([PROGRAM, *command], stderr=subprocess.PIPE, text=True)
         while not list(directory.glob(pattern)) and process.poll() is None:
             time.sleep(0.001)
