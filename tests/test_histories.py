@@ -7,8 +7,8 @@ other format, and by contrib/restore_packs.py. The digests of a state are the sa
 
 By default the disks are small and each revision of a store comes back by one way of `restore`, in
 turn; each state by all of them, since the stores begin differently. BACKYFS_HISTORY_MIB is another
-size of the disks, and then every revision comes back by every way. 2048 takes some minutes and
-about 12 GiB below the temporary directory for each of the three disks; run one at a time (-k).
+size of the disks, and then every revision comes back by every way. 2048 takes about 20 minutes and
+8 GiB below the temporary directory for each of the three disks; run one at a time (-k).
 """
 
 from __future__ import annotations
