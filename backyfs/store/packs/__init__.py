@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class PacksFormat:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._library = Library(place.layout.packs)
+        self._known = threading.local()
 
     def open(self, record: Record, disk: DiskRecord, *, check: bool = True) -> PackImage:
         """Open a disk; frames are always checked, whatever `check` says."""
@@ -73,11 +75,23 @@ class PacksFormat:
 
     @contextlib.contextmanager
     def holding(self) -> Iterator[None]:
-        """Keep pack files open between calls."""
+        """Keep pack files open between calls, and remember what was found in them."""
+        with self._reaching():
+            yield
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[Reach]:
+        """What this thread knows of segments, in a `holding` of its own at least."""
+        outer: Reach | None = getattr(self._known, "reach", None)
+        if outer is not None:
+            yield outer
+            return
         self._library.acquire()
         try:
-            yield
+            self._known.reach = Reach(self._library)
+            yield self._known.reach
         finally:
+            del self._known.reach
             self._library.release()
 
     def structure(self, disk: DiskRecord) -> Iterator[str]:
@@ -87,10 +101,9 @@ class PacksFormat:
         except (Corrupt, NoRevision) as exc:
             yield str(exc.args[0])
             return
-        with self.holding():
-            reach = Reach(self._library, extent_map)
-            yield from reach.broken.values()
-            for name in sorted(reach.lost_bases()):
+        with self._reaching() as reach:
+            yield from reach.broken(extent_map).values()
+            for name in sorted(reach.lost_bases(extent_map)):
                 yield f"segment {name} is missing, which frames are patches against"
 
     def _map(self, disk: DiskRecord) -> ExtentMap:
@@ -117,8 +130,8 @@ class PacksFormat:
 
     def _bad_frames(self, image: PackImage) -> dict[int, Bad | None]:
         """Frames that are, or rest on, what is in quarantine or missing, and where they lie."""
-        reach = Reach(self._library, image.map)
-        return dict(reach.bad_frames(self._place.quarantine.bad()))
+        with self._reaching() as reach:
+            return dict(reach.bad_frames(image.map, self._place.quarantine.bad()))
 
     # Files
 

@@ -10,7 +10,7 @@ import itertools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from backyfs.errors import Corrupt
@@ -32,6 +32,8 @@ from backyfs.store.packs.table import (
     footer_length,
 )
 
+_BASE_LOW = 16
+"""Where in an entry the low byte of its base segment's index stands."""
 PAGE = 1024
 """Table entries that are read and cached together."""
 TABLE_CACHE_BYTES_MAX = 32 << 20
@@ -194,6 +196,22 @@ class Segment:
         """Every entry in order, a page in memory at a time."""
         for number in range(0, self.count, PAGE):
             yield from self.entries(number, min(PAGE, self.count - number))
+
+    def patches_against(self, wanted: Mapping[int, Collection[int]]) -> Iterator[int]:
+        """Numbers of the frames that are patches against one of the wanted ones.
+
+        `wanted`: by index of the base's segment in the footer's names, numbers of bases.
+        """
+        low = {index & 0xFF for index in wanted}
+        for first in range(0, self.count, PAGE):
+            page, count = self._page(first)
+            # Most pages are ruled out by one byte of each entry, without taking them apart.
+            if low.isdisjoint(page[_BASE_LOW : count * ENTRY.size : ENTRY.size]):
+                continue
+            entries = memoryview(page)[: count * ENTRY.size]
+            for number, entry in enumerate(ENTRY.iter_unpack(entries), start=first):
+                if entry[2] == codec.PATCH and entry[7] in wanted.get(entry[5], ()):
+                    yield number
 
     def hashes(self, number: int, count: int) -> bytes:
         """Hashes of consecutive frames, 32 bytes each."""
