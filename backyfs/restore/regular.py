@@ -12,7 +12,8 @@ import os
 import secrets
 from pathlib import Path
 
-from backyfs.restore.target import Pieces, length_of, pwrite_all, space_for
+from backyfs.restore.direct import DirectFile
+from backyfs.restore.target import Pieces, space_for
 from backyfs.store.fs import SYSTEM
 
 PARTIAL_SUFFIX = ".partial"
@@ -34,14 +35,13 @@ class _Regular:
         self._fd = fd
         self._path = path
         self._size = size
+        self._bytes = DirectFile(fd)
         self._open = True
 
     def write(self, offset: int, pieces: Pieces) -> None:
-        """Write `pieces`; the kernel begins at once to bring it to the medium."""
+        """Write `pieces` at byte `offset`."""
         with space_for(self.name):
-            pwrite_all(self._fd, pieces, offset)
-        # Without this nothing is written before `finish`, which then waits for all of it.
-        SYSTEM.start_writeback(self._fd, offset, length_of(pieces))
+            self._bytes.write(offset, pieces)
 
     def zero(self, offset: int, length: int) -> None:
         """Nothing to do: what is not written is a hole."""
@@ -59,6 +59,7 @@ class _Regular:
     def _close(self) -> None:
         if self._open:
             self._open = False
+            self._bytes.close()
             os.close(self._fd)
 
 

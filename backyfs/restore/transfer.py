@@ -26,6 +26,8 @@ BATCH = 2 << 20
 """Bytes of image one task covers."""
 
 THREADS = 2
+"""Decoding keeps that many busy; those that also write wait for the medium half of the time."""
+WRITING_THREADS = 4
 _AHEAD = 6
 _HOLE_BYTES_MAX = 1 << 30  # one task's worth of zeroing
 
@@ -53,7 +55,6 @@ def restore(
     target: Target,
     *,
     salvage: bool = False,
-    threads: int = THREADS,
     advance: Advance = _ignore,
 ) -> Report:
     """Write all of `image` to `target` and finish it. Corrupt, NoSpace, OSError.
@@ -64,17 +65,15 @@ def restore(
     keep_freed_blocks()
     reader = _Reader(image, salvage)
     if target.in_order:
-        _pour(reader, target, threads, advance)
+        _pour(reader, target, advance)
     else:
-        _scatter(reader, target, threads, advance)
+        _scatter(reader, target, advance)
     target.finish()
     data = sum(extent.length for extent in image.extents())
     return Report(image.size, data, tuple(merged(reader.bad)))
 
 
-def damaged(
-    image: StoredImage, *, threads: int = THREADS, advance: Advance = _ignore
-) -> list[Extent]:
+def damaged(image: StoredImage, *, advance: Advance = _ignore) -> list[Extent]:
     """Read everything; the extents (whole frames, clipped to the size) that cannot be read."""
     bad: list[Extent] = []
 
@@ -85,7 +84,7 @@ def damaged(
             bad.extend(_frame(number, image.size) for number in image.check(first, count))
         return _length(batch)
 
-    with closing(_in_order(check, batches(image.extents()), threads)) as done:
+    with closing(_in_order(check, batches(image.extents()), THREADS)) as done:
         for count in done:
             advance(count)
     return list(merged(bad))
@@ -131,12 +130,12 @@ class _Reader:
             return bytes(extent.length)
 
 
-def _pour(reader: _Reader, target: Target, threads: int, advance: Advance) -> None:
+def _pour(reader: _Reader, target: Target, advance: Advance) -> None:
     def read(batch: Batch) -> list[tuple[Extent, list[bytes]]]:
         return [(extent, reader.read(extent)) for extent in batch]
 
     position = 0
-    with closing(_in_order(read, batches(reader.image.extents()), threads)) as results:
+    with closing(_in_order(read, batches(reader.image.extents()), THREADS)) as results:
         for batch in results:
             for extent, pieces in batch:
                 if extent.offset > position:
@@ -148,7 +147,7 @@ def _pour(reader: _Reader, target: Target, threads: int, advance: Advance) -> No
         target.zero(position, reader.image.size - position)
 
 
-def _scatter(reader: _Reader, target: Target, threads: int, advance: Advance) -> None:
+def _scatter(reader: _Reader, target: Target, advance: Advance) -> None:
     def copy(batch: Batch) -> int:
         for extent in batch:
             target.write(extent.offset, reader.read(extent))
@@ -160,17 +159,17 @@ def _scatter(reader: _Reader, target: Target, threads: int, advance: Advance) ->
 
     image, head = reader.image, target.head_bytes
     if not target.holes_are_zero:
-        _run(blank, _pieces(gaps(image.extents(), image.size)), threads, advance)
+        _run(blank, _pieces(gaps(image.extents(), image.size)), advance)
     later = (batch for batch in batches(image.extents()) if batch[0].offset >= head)
-    _run(copy, later, threads, advance)
+    _run(copy, later, advance)
     if head:
         target.settle()
         first = (e for e in image.extents() if e.offset < head)
-        _run(copy, (b for b in batches(first) if b[0].offset < head), threads, advance)
+        _run(copy, (b for b in batches(first) if b[0].offset < head), advance)
 
 
-def _run(function: Callable[[T], int], items: Iterable[T], threads: int, advance: Advance) -> None:
-    with closing(_in_order(function, items, threads)) as results:
+def _run(function: Callable[[T], int], items: Iterable[T], advance: Advance) -> None:
+    with closing(_in_order(function, items, WRITING_THREADS)) as results:
         for count in results:
             advance(count)
 

