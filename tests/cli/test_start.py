@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Vm
-from tests.cli.program import environment
+from tests.cli.program import PROGRAM, environment
 
 HEAVY = {"rich", "pydantic", "structlog", "pyfuse3", "yaml", "trio", "rbd", "importlib.metadata"}
 
@@ -56,3 +58,18 @@ def test_a_backup_needs_trio_and_yaml_only(arguments: tuple[str, ...], vm: Vm) -
 def test_the_overview_imports_no_command(arguments: tuple[str, ...]) -> None:
     names = imported(*arguments)
     assert not {"backyfs.cli.status", "backyfs.cli.backup", "backyfs.store"} & names
+
+
+def test_an_interrupt_while_it_starts_is_quiet(vm: Vm) -> None:
+    for milliseconds in range(0, 80, 4):
+        process = subprocess.Popen(
+            [PROGRAM, "-b", vm.directory, "status"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(milliseconds / 1000)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        # Before our first line runs, only the interpreter can answer.
+        assert "backyfs/cli" not in err, err
