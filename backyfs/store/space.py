@@ -28,7 +28,11 @@ def ensure(path: Path, need: int) -> None:
     free, reserve = free_bytes(path), reserve_bytes(path)
     if free < need + reserve:
         raise NoSpace(
-            f"{path}: {free >> 20} MiB free, {need >> 20} MiB and a reserve of"
-            f" {reserve >> 20} MiB are needed",
+            f"{path}: {_in_words(free)} free, {_in_words(need + reserve)} needed"
+            f" (a reserve of {_in_words(reserve)} included)",
             hint="free space, or run: backyfs purge",
         )
+
+
+def _in_words(count: int) -> str:
+    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
