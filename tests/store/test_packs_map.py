@@ -1,0 +1,135 @@
+"""Extent maps against the simplest model of one: a list with a place for each frame."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from uuid import UUID
+
+import pytest
+from blake3 import blake3
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backyfs.errors import Corrupt, Unsupported
+from backyfs.model import FRAME
+from backyfs.store.digest import group_count
+from backyfs.store.header import MAP_MAGIC, Header
+from backyfs.store.packs.extents import GAP, ExtentMap, Run, SegmentRef, overlaid
+
+ID = UUID(int=7)
+SPAN = 40
+Place = tuple[int, int] | None
+"""Segment and number of a frame; None: zeros."""
+
+
+@st.composite
+def runs(draw: st.DrawFn, *, gaps: bool = False, segments: int = 3) -> list[Run]:
+    """Sorted, disjoint runs within SPAN frames."""
+    edges = sorted(draw(st.sets(st.integers(0, SPAN), max_size=12)))
+    found = []
+    for first, end in pairwise(edges):
+        if draw(st.booleans()):
+            continue
+        segment = draw(st.integers(GAP if gaps else 0, segments - 1))
+        number = 0 if segment == GAP else draw(st.integers(0, 30))
+        found.append(Run(first, end - first, segment, number))
+    return found
+
+
+def model(found: list[Run], frames: int = SPAN) -> list[Place]:
+    places: list[Place] = [None] * max(frames, SPAN)
+    for run in found:
+        for index in range(run.span):
+            place = None if run.segment == GAP else (run.segment, run.number + index)
+            places[run.first + index] = place
+    return places[:frames]
+
+
+@given(runs(), runs(gaps=True), st.integers(0, SPAN))
+def test_changes_on_top_of_a_map(base: list[Run], changes: list[Run], frames: int) -> None:
+    expected = model(base)
+    for run in changes:
+        expected[run.first : run.first + run.span] = model([run])[run.first : run.first + run.span]
+    found = list(overlaid(base, changes, frames))
+    assert model(found, frames) == expected[:frames]
+    assert all(run.span > 0 and run.segment != GAP for run in found)
+    for one, other in pairwise(found):
+        assert one.first + one.span <= other.first
+        touching = one.first + one.span == other.first
+        continuing = one.segment == other.segment and one.number + one.span == other.number
+        assert not (touching and continuing), "two runs that are one"
+
+
+def made(found: list[Run], frames: int = SPAN, size: int | None = None) -> ExtentMap:
+    refs = [SegmentRef(f"20260101T000000Z-{n:04d}-0", 100, bytes([n]) * 32) for n in range(3)]
+    size = frames * FRAME if size is None else size
+    return ExtentMap(size, refs, found, bytes(range(32)) * group_count(size))
+
+
+@given(runs(), st.integers(0, SPAN - 1), st.integers(0, SPAN))
+def test_finding_frames(found: list[Run], first: int, count: int) -> None:
+    count = min(count, SPAN - first)
+    parts = list(made(found).find(first, count))
+    assert sum(run.span for run in parts) == count
+    position = first
+    for run in parts:
+        assert run.first == position
+        position += run.span
+    moved = [Run(run.first - first, *run[1:]) for run in parts]
+    assert model(moved, count) == model(found)[first : first + count]
+
+
+@given(runs(), st.integers(-FRAME + 1, 0))
+def test_a_map_survives_its_file(found: list[Run], less: int) -> None:
+    original = made(found, size=SPAN * FRAME + less)
+    data = original.encode(ID)
+    read = ExtentMap.decode(data, "map")
+    assert (read.size, read.segments, read.groups) == (
+        original.size,
+        original.segments,
+        original.groups,
+    )
+    assert list(read.runs()) == list(original.runs()) == found
+    assert read.encode(ID) == data
+    assert Header.decode(data, MAP_MAGIC, "map").repository == ID
+
+
+def test_a_large_sparse_map_is_small() -> None:
+    one_by_one = [Run(n * 3, 1, 0, n) for n in range(50_000)]
+    extent_map = ExtentMap(1 << 40, made([]).segments, one_by_one, bytes(group_count(1 << 40) * 32))
+    data = extent_map.encode(ID)
+    assert len(data) < 200_000
+    assert list(ExtentMap.decode(data, "map").runs()) == one_by_one
+
+
+def test_an_empty_disk() -> None:
+    data = ExtentMap(0, [], [], b"").encode(ID)
+    read = ExtentMap.decode(data, "map")
+    assert (read.size, read.frames, len(read), list(read.runs())) == (0, 0, 0, [])
+
+
+@given(runs(), st.data())
+def test_damage_that_no_hash_caught(found: list[Run], data: st.DataObject) -> None:
+    """Whatever the bytes, an error or a map whose extents lie inside the disk and its segments."""
+    encoded = bytearray(made(found).encode(ID))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(64, len(encoded) - 1))
+        encoded[at] = data.draw(st.integers(0, 255))
+    try:
+        read = ExtentMap.decode(bytes(encoded), "map")
+    except (Corrupt, Unsupported):
+        return
+    for run in read.runs():
+        assert 0 <= run.first <= run.first + run.span <= read.frames
+        assert run.segment < len(read.segments)
+
+
+def test_a_header_of_a_newer_version() -> None:
+    data = made([]).encode(ID)
+    for change in ({"version": 2}, {"incompat": 1}):
+        newer = Header(MAP_MAGIC, ID, **change).encode() + data[64:]
+        with pytest.raises(Unsupported, match="knows version"):
+            ExtentMap.decode(newer, "map")
+    later = Header(MAP_MAGIC, ID, ro_compat=1).encode() + data[64:]
+    assert ExtentMap.decode(later, "map").size == SPAN * FRAME
+    assert blake3(later[:56]).digest()[:8] == later[56:64]
