@@ -7,6 +7,7 @@ matches the root every map carries). Then all revisions that use the frame are w
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import defaultdict
 
@@ -20,6 +21,8 @@ from backyfs.store.packs.library import Library
 from backyfs.store.packs.packfile import PackFile, Segment
 from backyfs.store.packs.rewrite import Replacement, Replacements, Rewriter, everything
 from backyfs.store.quarantine import Bad
+
+log = logging.getLogger(__name__)
 
 REPAIR_BYTES_MAX = 64 << 20
 """Frames waiting to be put back, compressed; more than that is stored anew instead."""
@@ -76,6 +79,13 @@ class Repairs:
             self._rewrite(pack, replacements)
         for bad in self._frames:
             self._place.quarantine.clear(bad)
+        if self._frames:
+            log.warning("damaged frames put right from the source", {"frames": len(self._frames)})
+
+    def notes(self) -> list[str]:
+        """What is worth remembering of it, once it was applied."""
+        count = len(self._frames)
+        return [f"{count} damaged frame{'s' if count > 1 else ''} put right"] if count else []
 
     def _rewrite(self, pack: PackFile, replacements: Replacements) -> None:
         segments = [Segment(pack, descriptor) for descriptor in pack.footer.segments]

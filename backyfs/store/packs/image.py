@@ -7,6 +7,7 @@ record behind, so that the next backup can heal it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from blake3 import blake3
 
 from backyfs.errors import BackyfsError, Corrupt, NoRevision
 from backyfs.extents import merged
+from backyfs.log import TOLD
 from backyfs.model import FRAME, Extent
 from backyfs.store import lock
 from backyfs.store.contract import StoredImage
@@ -24,6 +26,8 @@ from backyfs.store.fs import is_medium_error, read_exactly
 from backyfs.store.packs.extents import GAP, ExtentMap, Run, SegmentRef
 from backyfs.store.packs.library import BadFrame, Chained, Library
 from backyfs.store.quarantine import WHOLE, Bad, Quarantine
+
+log = logging.getLogger(__name__)
 
 _READ_FRAMES = 64
 ZERO_FRAME = bytes(FRAME)
@@ -176,10 +180,13 @@ class PackImage:
     def report(self, exc: BadFrame, frame: int) -> None:
         """Leave a quarantine record for the culprit, where the store can be written."""
         _, revision, disk = self._place
+        offset = frame * FRAME
         with contextlib.suppress(OSError, BackyfsError):
-            self._quarantine.add(
-                exc.bad, exc.reason, revision=revision, disk=disk, offset=frame * FRAME
-            )
+            if self._quarantine.add(
+                exc.bad, exc.reason, revision=revision, disk=disk, offset=offset
+            ):
+                values = {"revision": revision, "disk": disk, "offset": offset}
+                log.error("damaged frame", {**values, "reason": exc.reason}, extra=TOLD)
 
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Zeros when the range is a hole, else None."""

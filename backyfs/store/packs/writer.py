@@ -288,8 +288,8 @@ class PackStage:
 
     @property
     def notes(self) -> Sequence[str]:
-        """Nothing: there is only one way to write."""
-        return ()
+        """What was healed."""
+        return self._repairs.notes()
 
     @property
     def stored_bytes(self) -> int:
