@@ -11,7 +11,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -72,21 +72,29 @@ def share(fd: int, what: str) -> bool:
     return True
 
 
-def has_readers(path: Path) -> bool:
-    """Whether somebody holds a reader's lock on `path`."""
+@contextlib.contextmanager
+def no_readers(paths: Iterable[Path]) -> Iterator[bool]:
+    """Keep new readers away from all these files while entered, if there are none already.
+
+    Yields whether there are none. Readers wait meanwhile: stay for an instant only.
+    """
+    with contextlib.ExitStack() as stack:
+        yield all(_kept(path, stack) for path in paths)
+
+
+def _kept(path: Path, stack: contextlib.ExitStack) -> bool:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return False
+        return True
+    stack.callback(os.close, fd)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
-    except OSError:
         return False
-    finally:
-        os.close(fd)
-    return False
+    except OSError:
+        return True  # a file system without locks: readers have none either
+    return True
 
 
 class Intent:

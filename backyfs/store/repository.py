@@ -271,14 +271,17 @@ class Repository:
     ) -> None:
         record = self.ledger.entries().get(revision)
         owned = self.format_files(record) if isinstance(record, Record) else []
-        if isinstance(record, Record) and not force and self._has_readers(record):
-            result.in_use.append(revision)
-            return
         with lock.meta(self.layout.meta_lock):
             if isinstance(record, Record) and unless(record, self.state(record)):
                 result.kept.append(revision)
                 return
-            self.fs.unlink(self.layout.record(revision))
+            # A reader looks for the record once it has its lock: either it is seen here, or it
+            # sees that the revision is gone.
+            with lock.no_readers([] if force else self._lockable(record)) as free:
+                if not free:
+                    result.in_use.append(revision)
+                    return
+                self.fs.unlink(self.layout.record(revision))
             self.fs.sync_dir(self.layout.revisions)
             self.fs.unlink(self.layout.state(revision))
         result.removed.append(revision)
@@ -288,8 +291,9 @@ class Repository:
                 if path not in still:
                     self.fs.unlink(path)
 
-    def _has_readers(self, record: Record) -> bool:
-        return any(lock.has_readers(self.format.lockable(d)) for d in record.disks.values())
+    def _lockable(self, record: Record | BackyfsError | None) -> list[Path]:
+        disks = record.disks.values() if isinstance(record, Record) else ()
+        return [self.format.lockable(disk) for disk in disks]
 
     def format_files(self, record: Record) -> list[Path]:
         """The files in revisions/ a record names."""

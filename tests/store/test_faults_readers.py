@@ -228,3 +228,38 @@ def test_healing(history: History) -> None:
     assert image.read(0, image.size) == expected
     image.close()
     assert reader.damage() == {}
+
+
+def test_a_reader_that_comes_while_its_revision_is_removed(history: History) -> None:
+    """It is seen by the remover, or sees that the revision is gone; it never has half of it."""
+    outcome: list[object] = []
+    record = history.open().record(revision_id(2))
+
+    def read() -> None:
+        try:
+            outcome.append(history.open().open_disk(record, "root"))
+        except NoRevision as exc:
+            outcome.append(exc)
+
+    class Interrupted(Fs):
+        def call(self, name: str) -> None:
+            if name == "unlink" and not threads:
+                threads.append(threading.Thread(target=read))
+                threads[0].start()
+                threads[0].join(0.3)  # it has to wait for what we are about to do
+
+    threads: list[threading.Thread] = []
+    assert history.open(Interrupted()).remove([revision_id(2)]).removed == [revision_id(2)]
+    threads[0].join()
+    (found,) = outcome
+    assert isinstance(found, NoRevision)
+
+
+def test_a_map_of_another_revision_does_not_bring_one_back(history: History) -> None:
+    """Revisions 4 and 5 name the same maps: removing one leaves the file, but not the revision."""
+    repository = history.open()
+    record = repository.record(revision_id(5))
+    history.open().remove([revision_id(5)])
+    with pytest.raises(NoRevision, match="just removed"):
+        repository.open_disk(record, "root")
+    repository.open_disk(repository.record(revision_id(4)), "root").close()

@@ -48,6 +48,9 @@ class PacksFormat:
             raise Corrupt(
                 exc.reason, vm=self._place.name, revision=record.id, disk=disk.name
             ) from exc
+        if not self._place.layout.record(record.id).exists():
+            os.close(fd)
+            raise NoRevision(f"{what} was just removed", hint="see: backyfs status")
         return PackImage(
             extent_map,
             self._library,

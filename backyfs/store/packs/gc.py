@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backyfs.errors import Corrupt
+from backyfs.errors import Corrupt, NoSpace
 from backyfs.extents import merged
 from backyfs.model import Extent
 from backyfs.store import space
@@ -35,6 +35,9 @@ FILES_BASE = 64
 FILE_BYTES = 512 << 20
 DEAD_SHARE_MAX = 0.30
 _DEAD_SHARE_GOAL = 0.15
+ENTRIES_MAX = 1 << 20
+"""Table entries of a merged pack, dead ones included, unless two packs alone have more: the table
+is in memory while it is written (56 bytes each)."""
 _BLOCK = 4096
 
 
@@ -180,10 +183,15 @@ class Collector:
             group = []
             freed += self._punch(dry_run)
         before = sum(use.pack.bytes for use in group)
-        if dry_run:
-            freed += max(0, before - sum(use.live for use in group)) if group else 0
-        else:
-            freed += max(0, before - self._merge(group)) if group else 0
+        if group and dry_run:
+            freed += max(0, before - sum(use.live for use in group))
+        elif group:
+            try:
+                freed += max(0, before - self._merge(group))
+            except NoSpace:  # a quota, perhaps, that the file system does not show
+                group = []
+                freed += self._punch(dry_run)
+        if not dry_run:
             self._forget_quarantine()
         return GcReport(
             removed_files=len(paths),
@@ -318,10 +326,13 @@ def _within_limits(chosen: Sequence[PackUse]) -> Iterator[PackUse]:
     """As many packs as fit into one merged file; a single one is rewritten only if it has dead."""
     taken: list[PackUse] = []
     size = 0
+    entries = 0
     names: set[str] = set()
     for use in chosen:
         more = names | set(use.pack.footer.names)
-        if taken and (size + use.live > SEGMENT_BYTES_MAX or len(more) > NAMES_MAX):
+        entries += sum(segment.count for segment in use.segments)
+        full = size + use.live > SEGMENT_BYTES_MAX or len(more) > NAMES_MAX
+        if (taken and full) or (len(taken) > 1 and entries > ENTRIES_MAX):
             break
         taken.append(use)
         size, names = size + use.live, more
