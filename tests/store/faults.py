@@ -291,6 +291,12 @@ class Torn(Counting):
             os.pwrite(fd, memoryview(data)[: len(data) // 2], offset)
         super().pwrite(fd, data, offset, path)
 
+    def writev(self, fd: int, pieces: Sequence[Buffer], path: object = "the store") -> None:
+        if self.count + 1 == self.n:
+            data = b"".join(pieces)
+            os.write(fd, data[: len(data) // 2])
+        super().writev(fd, pieces, path)
+
 
 class KillAt(Torn):
     """Ends the process with SIGKILL at operation `n`."""

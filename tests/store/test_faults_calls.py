@@ -18,7 +18,6 @@ import pytest
 from backyfs.errors import BackyfsError, NoSpace
 from backyfs.model import FRAME
 from backyfs.store import space
-from backyfs.store.contract import Buffer
 from backyfs.store.fs import Fs
 from backyfs.store.quarantine import Bad
 from backyfs.store.repository import Repository
@@ -153,8 +152,9 @@ def test_a_merge_against_a_quota_punches_instead(
     """The file system shows free space, but does not give any."""
 
     class Full(Fs):
-        def write(self, fd: int, data: Buffer, path: object = "the store") -> None:
-            raise NoSpace("over quota")
+        def call(self, name: str) -> None:
+            if name in ("write", "writev"):
+                raise OSError(errno.EDQUOT, "over quota")
 
     with faults.scratch(tmp_path) as directory:
         holed = faults.make_holed(directory / "vm", monkeypatch)
