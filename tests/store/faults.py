@@ -14,7 +14,6 @@ import random
 import secrets
 import shutil
 import signal
-import subprocess
 import threading
 import traceback
 import warnings
@@ -172,20 +171,17 @@ class History:
 
     def copy(self, where: Path) -> History:
         """The same repository in another place."""
-        if self.open().store == "packs":
-            shutil.copytree(self.path, where)
-        else:
-            subprocess.run(["cp", "-a", "--reflink=always", self.path, where], check=True)
+        shutil.copytree(self.path, where)
         return History(where, {key: dict(value) for key, value in self.contents.items()})
 
 
-def make_history(path: Path, kind: str = "packs") -> History:
+def make_history(path: Path) -> History:
     """Seven revisions of two disks with all that can happen to a frame.
 
     Plain frames, patches, chains of patches, zeroes, shrinking, growing, an unchanged disk, sizes
     that are no multiple of a frame.
     """
-    Repository.create(path, kind)
+    Repository.create(path, "packs")
     history = History(path)
     root = frames(1, 2, 3, 4, 0, 6, 7, 8) + b"tail of the disk"
     data = frames(21, 22)
