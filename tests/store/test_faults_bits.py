@@ -416,9 +416,17 @@ def test_a_lost_pack(history: History) -> None:
         (copy.path / "packs" / path.name).unlink()
         known = anatomy.revisions_of(anatomy.known_damage(copy.path))
         assert known == anatomy.revisions_of(own), path.name
+        assert_said_once(copy)
         assert anatomy.survey(copy.path, copy.contents) == own
         after_loss(copy, own)
         shutil.rmtree(copy.path)
+
+
+def assert_said_once(history: History) -> None:
+    """Each lost segment is one line for each disk that needs it."""
+    for items in history.open().damage().values():
+        segments = [(item.disk, item.reason.split()[1]) for item in items]
+        assert len(segments) == len(set(segments)), items
 
 
 def segments_in(path: Path) -> list[str]:

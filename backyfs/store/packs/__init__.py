@@ -105,8 +105,9 @@ class PacksFormat:
             yield str(exc.args[0])
             return
         with self._reaching() as reach:
-            yield from reach.broken(extent_map).values()
-            for name in sorted(reach.lost_bases(extent_map)):
+            broken = reach.broken(extent_map)
+            yield from broken.values()
+            for name in sorted(reach.lost_bases(extent_map) - broken.keys()):
                 yield f"segment {name} is missing, which frames are patches against"
 
     def _map(self, disk: DiskRecord) -> ExtentMap:
