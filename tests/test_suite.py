@@ -51,11 +51,15 @@ def test_images_depend_on_nothing_but_their_seed(tmp_path: Path) -> None:
     assert images.checksum(one) == images.checksum(two)
 
 
+# Popen() returns in the middle of exec: for an instant the process shows no environment.
 LEAVES_A_PROCESS = """
 import subprocess
+from pathlib import Path
 
 def test_it():
-    subprocess.Popen(["sleep", "60"], start_new_session=True)
+    sleeper = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    while not Path(f"/proc/{sleeper.pid}/environ").read_bytes():
+        pass
 """
 
 LEAVES_A_MOUNT = """

@@ -186,7 +186,7 @@ class PackImage:
                 exc.bad, exc.reason, revision=revision, disk=disk, offset=offset
             ):
                 values = {"revision": revision, "disk": disk, "offset": offset}
-                log.error("damaged frame", {**values, "reason": exc.reason}, extra=TOLD)
+                log.warning("damaged frame", {**values, "reason": exc.reason}, extra=TOLD)
 
     def try_read(self, offset: int, length: int) -> bytes | None:
         """Zeros when the range is a hole, else None."""
