@@ -92,7 +92,7 @@ def restore(directory, revision, disk, target):
     data = (directory / "revisions" / name).read_bytes()
     check(data, bytes.fromhex(checksum), name)
     segments = {}
-    for path in (directory / "packs").glob("*.pack"):
+    for path in sorted((directory / "packs").glob("*.pack"))[::-1]:  # of twins the first counts
         try:
             segments.update(footer(path.open("rb")))
         except (ValueError, OSError) as error:

@@ -10,6 +10,7 @@ import pytest
 
 from backyfs.model import FRAME
 from backyfs.store.packs import gc
+from backyfs.store.packs.packfile import PackFile
 from backyfs.store.quarantine import WHOLE, Bad
 from tests.store import faults
 from tests.store.faults import History, revision_id
@@ -149,3 +150,32 @@ def test_bounds_hold_after_any_history(
             assert report.dead_bytes <= 0.3 * report.stored_bytes
             assert faults.strays(history.path) == []
             faults.check(history.path, history.contents)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_two_copies_of_a_segment(history: History, seed: int) -> None:
+    """What a crash in a merge leaves: one copy counts, is healed, and is what stays."""
+    rng = random.Random(seed)
+    remove(history, 2, 4)
+    old = {path: path.read_bytes() for path in (history.path / "packs").iterdir()}
+    history.open().gc()
+    for path in rng.sample(sorted(old), rng.randrange(1, len(old))):
+        path.write_bytes(old[path])
+    for merged in [path for path in (history.path / "packs").iterdir() if path.name[0] == "m"]:
+        merged.rename(merged.with_name(f"m-{rng.randbytes(8).hex()}.pack"))
+    faults.check(history.path, history.contents)
+    faults.damage(history, 2)
+    history.add({**history.newest, "data": faults.patched(history.newest["data"], 0, 5)})
+    faults.check(history.path, history.contents)
+    report = history.open().gc()
+    faults.check(history.path, history.contents)
+    assert faults.strays(history.path) == []
+    assert report.files == len(packs(history))
+    held = [s for path in (history.path / "packs").iterdir() for s in segments_in(path)]
+    assert len(held) == len(set(held))
+
+
+def segments_in(path: Path) -> list[str]:
+    pack = PackFile(path)
+    pack.close()
+    return [descriptor.name for descriptor in pack.footer.segments]

@@ -41,7 +41,7 @@ def _collect(path: Path, packs: list[PackFile], segments: dict[str, Segment]) ->
         return
     packs.append(pack)
     for descriptor in pack.footer.segments:
-        segments[descriptor.name] = Segment(pack, descriptor)
+        segments.setdefault(descriptor.name, Segment(pack, descriptor))
 
 
 def _check_segment(segment: Segment) -> Iterator[str]:

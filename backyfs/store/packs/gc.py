@@ -139,10 +139,18 @@ class Collector:
         return [use for use in self._packs if not self._live_segments(use)]
 
     def merge_group(self) -> list[PackUse]:
-        """The packs the next merge should take: small ones, or those with much dead."""
+        """The packs the next merge should take: small ones, or those with much dead.
+
+        First of all those with a second copy of a segment, which a crash has left: it must be
+        gone before the copy that counts moves to another file.
+        """
         alive = [use for use in self._packs if self._live_segments(use)]
-        chosen = self._too_many(alive) or self._too_dead(alive)
-        return list(_within_limits(chosen))
+        doubled = [use for use in alive if not all(map(self._is_home, use.segments))]
+        if doubled:
+            return _within_limits(doubled)
+        group = _within_limits(self._too_many(alive) or self._too_dead(alive))
+        # One pack alone is worth rewriting only for what is dead in it.
+        return group if len(group) > 1 or any(use.dead for use in group) else []
 
     def _too_many(self, alive: Sequence[PackUse]) -> list[PackUse]:
         stored = sum(use.stored for use in alive)
@@ -322,8 +330,8 @@ def _open_all(directory: Path) -> tuple[list[PackUse], list[Path]]:
     return uses, unreadable
 
 
-def _within_limits(chosen: Sequence[PackUse]) -> Iterator[PackUse]:
-    """As many packs as fit into one merged file; a single one is rewritten only if it has dead."""
+def _within_limits(chosen: Sequence[PackUse]) -> list[PackUse]:
+    """As many packs, from the first on, as fit into one merged file."""
     taken: list[PackUse] = []
     size = 0
     entries = 0
@@ -336,5 +344,4 @@ def _within_limits(chosen: Sequence[PackUse]) -> Iterator[PackUse]:
             break
         taken.append(use)
         size, names = size + use.live, more
-    if len(taken) > 1 or any(use.dead for use in taken):
-        yield from taken
+    return taken

@@ -62,6 +62,7 @@ class Library:
         self._retired: list[PackFile] = []
         self._segments: dict[str, Segment] = {}
         self._broken: dict[Path, tuple[tuple[int, int, int], Corrupt]] = {}
+        self._listed: tuple[int, tuple[frozenset[str], list[Path]]] = (-1, (frozenset(), []))
 
     # Life
 
@@ -96,7 +97,8 @@ class Library:
 
     def _find(self, name: str) -> Segment:
         reason = "no pack file holds it"
-        for path in self._candidates(name):
+        # A merge may publish between two looks, and a directory's time is coarse: look twice.
+        for path in (p for fresh in (False, True) for p in self._candidates(name, fresh)):
             try:
                 pack = self._open(path)
             except FileNotFoundError:
@@ -109,19 +111,35 @@ class Library:
                     raise
                 reason = str(exc)
                 continue
-            for descriptor in pack.footer.segments:
-                self._segments.setdefault(descriptor.name, Segment(pack, descriptor))
-            if name in self._segments:
-                return self._segments[name]
+            descriptor = pack.descriptors.get(name)
+            if descriptor is not None:
+                found = self._segments[name] = Segment(pack, descriptor)
+                return found
         raise Corrupt(f"segment {name} cannot be read: {reason}")
 
-    def _candidates(self, name: str) -> Iterator[Path]:
-        own = self._directory / f"{name}{PACK_SUFFIX}"
-        yield own
-        # A merge may publish between our two looks: list once more before giving up.
-        for _ in range(2):
-            yield from merged_packs(self._directory)
-        yield own
+    def _candidates(self, name: str, fresh: bool) -> Iterator[Path]:
+        """The packs that may hold a segment, in the order of their names.
+
+        A crash in a merge leaves a segment in two packs, which differ once a frame in one of them
+        was healed: the first by name counts, for gc, too, and never depends on what was read.
+        """
+        names, merged = self._listing(fresh)
+        own = f"{name}{PACK_SUFFIX}"
+        if own in names:
+            yield self._directory / own
+        yield from merged
+
+    def _listing(self, fresh: bool) -> tuple[frozenset[str], list[Path]]:
+        """The names in packs/, and the merged packs; remembered while the directory is the same."""
+        try:
+            stamp = os.stat(self._directory).st_mtime_ns
+            if fresh or self._listed[0] != stamp:
+                names = frozenset(os.listdir(self._directory))
+                merged = [self._directory / n for n in sorted(names) if is_merged(n)]
+                self._listed = stamp, (names, merged)
+        except FileNotFoundError:
+            return frozenset(), []
+        return self._listed[1]
 
     def _open(self, path: Path) -> PackFile:
         pack = self._packs.get(path)
@@ -317,13 +335,9 @@ class Library:
             yield bad
 
 
-def merged_packs(directory: Path) -> list[Path]:
-    """Pack files that hold merged segments."""
-    return [
-        directory / name
-        for name in sorted(os.listdir(directory))
-        if name.startswith(MERGED_PREFIX) and name.endswith(PACK_SUFFIX)
-    ]
+def is_merged(name: str) -> bool:
+    """Whether a file name in packs/ is that of a pack of merged segments."""
+    return name.startswith(MERGED_PREFIX) and name.endswith(PACK_SUFFIX)
 
 
 def _contiguous(entries: list[Entry]) -> Iterator[tuple[int, list[Entry]]]:

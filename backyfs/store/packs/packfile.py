@@ -82,6 +82,7 @@ class PackFile:
             self.inode, self.bytes = (status.st_dev, status.st_ino), status.st_size
             self._check_header()
             self.footer = self._read_footer()
+            self.descriptors = {found.name: found for found in self.footer.segments}
         except BaseException:
             os.close(self.fd)
             raise
