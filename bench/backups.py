@@ -35,7 +35,7 @@ def _compress(bench: Workbench, line: str, home: Path) -> None:
     target.mkdir()
     steps = [floors.compress(bench.disk, target / "disk.zst"), durable(target)]
     bench.take(line, floors.ZSTD, steps, FileGrowth(target))
-    run([command("rm", "-r", target)])
+    run([command("rm", "-r", target), durable(home)])
 
 
 def take_full(bench: Workbench, line: str, side: str, system: System) -> None:
@@ -45,6 +45,8 @@ def take_full(bench: Workbench, line: str, side: str, system: System) -> None:
             system.prepare()
             take_backup(bench, line, side, system)
     system.remove()
+    # The file system frees blocks later; this shall not fall into the next measurement.
+    run([durable(bench.options.work)])
 
 
 def take_backup(bench: Workbench, line: str, side: str, system: System) -> None:

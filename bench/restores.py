@@ -68,7 +68,7 @@ def _take_file(bench: Workbench, target: Path, systems: Mapping[str, System]) ->
     target.mkdir()
     step = floors.copy(bench.disk, target / bench.disk.name)
     bench.take(TO_FILE, floors.COPY, [step, durable(target)])
-    shutil.rmtree(target)
+    _remove(target)
     for side, system in systems.items():
         warm(system.home)
         target.mkdir()
@@ -76,4 +76,10 @@ def _take_file(bench: Workbench, target: Path, systems: Mapping[str, System]) ->
         with bench.attempt(TO_FILE, side) as going:
             if going:
                 run([command("cmp", bench.disk, system.restored(target))])
-        shutil.rmtree(target)
+        _remove(target)
+
+
+def _remove(target: Path) -> None:
+    shutil.rmtree(target)
+    # The file system frees blocks later; this shall not fall into the next measurement.
+    run([durable(target.parent)])

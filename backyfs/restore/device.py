@@ -15,12 +15,14 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from backyfs.errors import TargetError
+from backyfs.model import Extent
+from backyfs.restore.direct import DirectFile
 from backyfs.restore.regular import HEAD_BYTES
-from backyfs.restore.target import Pieces, length_of, pwrite_all, pwrite_zeros, space_for
+from backyfs.restore.target import pwrite_zeros, space_for
 from backyfs.store.fs import SYSTEM
 
 _BLKZEROOUT = 0x127F
@@ -52,13 +54,16 @@ class Device:
         except BaseException:
             os.close(self._fd)
             raise
+        self._bytes = DirectFile(self._fd)
         self._open = True
 
-    def write(self, offset: int, pieces: Pieces) -> None:
-        """Write `pieces`; the kernel begins at once to bring it to the device."""
+    def reserve(self, extents: Iterable[Extent]) -> None:
+        """Nothing to do: a device has its size."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write `data` at byte `offset`."""
         with space_for(self.name):  # a thin volume's pool may be full
-            pwrite_all(self._fd, pieces, offset)
-        SYSTEM.start_writeback(self._fd, offset, length_of(pieces))
+            self._bytes.write(offset, data)
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros: whole sectors by the device, the rest by writing."""
@@ -105,6 +110,7 @@ class Device:
         """Give the device back; without its first bytes it shows no partitions."""
         if self._open:
             self._open = False
+            self._bytes.close()
             os.close(self._fd)
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
+from backyfs.model import Extent
 from backyfs.restore.direct import DirectFile
-from backyfs.restore.target import Pieces, space_for
+from backyfs.restore.target import space_for
 from backyfs.store.fs import SYSTEM
 
 PARTIAL_SUFFIX = ".partial"
@@ -38,10 +40,21 @@ class _Regular:
         self._bytes = DirectFile(fd)
         self._open = True
 
-    def write(self, offset: int, pieces: Pieces) -> None:
-        """Write `pieces` at byte `offset`."""
+    def reserve(self, extents: Iterable[Extent]) -> None:
+        """Allocate what will be written: a full disk shows now, and threads need not take turns.
+
+        ext4 lets one thread at a time write where blocks are yet to be found (2.5 s instead of
+        2.2 s for 1.3 GiB).
+        """
         with space_for(self.name):
-            self._bytes.write(offset, pieces)
+            os.ftruncate(self._fd, self._size)
+            for extent in extents:
+                SYSTEM.allocate(self._fd, extent.offset, extent.length)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write `data` at byte `offset`."""
+        with space_for(self.name):
+            self._bytes.write(offset, data)
 
     def zero(self, offset: int, length: int) -> None:
         """Nothing to do: what is not written is a hole."""
@@ -53,7 +66,6 @@ class _Regular:
 
     def _complete(self) -> None:
         with space_for(self.name):
-            os.ftruncate(self._fd, self._size)
             os.fsync(self._fd)
 
     def _close(self) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from collections.abc import Iterable
 
-from backyfs.restore.target import ZEROS, Pieces, length_of, space_for, write_all
+from backyfs.model import Extent
+from backyfs.restore.target import ZEROS, space_for, write_all
 
 _PIPE_BYTES = 1 << 20  # the largest an unprivileged process may ask for
 
@@ -26,19 +28,22 @@ class Stream:
         with contextlib.suppress(OSError):  # not a pipe, or not allowed: only slower
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
-    def write(self, offset: int, pieces: Pieces) -> None:
-        """Write `pieces`; `offset` must be where the last ones ended."""
+    def reserve(self, extents: Iterable[Extent]) -> None:
+        """Nothing to do: a stream has no room of its own."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write `data`; `offset` must be where the last bytes ended."""
         assert offset == self._position
         with space_for(self.name):
-            write_all(self._fd, pieces)
-        self._position += length_of(pieces)
+            write_all(self._fd, data)
+        self._position += len(data)
 
     def zero(self, offset: int, length: int) -> None:
-        """Write zeros; `offset` must be where the last pieces ended."""
+        """Write zeros; `offset` must be where the last bytes ended."""
         end = offset + length
         while offset < end:
             piece = ZEROS[: min(len(ZEROS), end - offset)]
-            self.write(offset, [piece])
+            self.write(offset, piece)
             offset += len(piece)
 
     def settle(self) -> None:

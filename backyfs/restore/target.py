@@ -10,16 +10,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from backyfs.errors import NoSpace
+from backyfs.model import Extent
 
 ZEROS = memoryview(bytes(1 << 20))
 """Zeros to write from: 1 MiB."""
-
-Pieces = Sequence[bytes | memoryview]
-"""Bytes that follow each other, in at most IOV_MAX pieces."""
 
 
 class Target(Protocol):
@@ -44,8 +42,18 @@ class Target(Protocol):
     def head_bytes(self) -> int:
         """Bytes at the start that must be written after all others; 0 = no matter."""
 
-    def write(self, offset: int, pieces: Pieces) -> None:
-        """Take all of `pieces`, from byte `offset` on. NoSpace, OSError."""
+    def reserve(self, extents: Iterable[Extent]) -> None:
+        """Make sure that there is room for these, before the first byte. NoSpace, OSError.
+
+        Only of targets that take bytes in any order.
+        """
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Take all of `data`, from byte `offset` on. NoSpace, OSError.
+
+        It lies in memory at the same distance from a page's start as `offset` does on the disk,
+        so that it can be written past the page cache; it is the caller's again afterwards.
+        """
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros. NoSpace, OSError."""
@@ -74,34 +82,17 @@ def space_for(name: str) -> Iterator[None]:
         ) from exc
 
 
-def length_of(pieces: Pieces) -> int:
-    """Bytes of all pieces together."""
-    return sum(map(len, pieces))
+def write_all(fd: int, data: memoryview) -> None:
+    """Write all of `data` at the descriptor's position."""
+    while data:
+        data = data[os.write(fd, data) :]
 
 
-def write_all(fd: int, pieces: Pieces) -> None:
-    """Write all of `pieces` at the descriptor's position."""
-    done = os.writev(fd, pieces)
-    while done < length_of(pieces):
-        pieces = _without(pieces, done)
-        done = os.writev(fd, pieces)
-
-
-def pwrite_all(fd: int, pieces: Pieces, offset: int) -> None:
-    """Write all of `pieces`, from byte `offset` on."""
-    done = os.pwritev(fd, pieces, offset)
-    while done < length_of(pieces):
-        pieces, offset = _without(pieces, done), offset + done
-        done = os.pwritev(fd, pieces, offset)
-
-
-def _without(pieces: Pieces, count: int) -> Pieces:
-    """What is left when `count` bytes were written."""
-    for index, piece in enumerate(pieces):
-        if count < len(piece):
-            return [memoryview(piece)[count:], *pieces[index + 1 :]]
-        count -= len(piece)
-    return []
+def pwrite_all(fd: int, data: memoryview, offset: int) -> None:
+    """Write all of `data`, from byte `offset` on."""
+    while data:
+        done = os.pwrite(fd, data, offset)
+        data, offset = data[done:], offset + done
 
 
 def pwrite_zeros(fd: int, offset: int, length: int) -> None:
@@ -109,5 +100,5 @@ def pwrite_zeros(fd: int, offset: int, length: int) -> None:
     end = offset + length
     while offset < end:
         piece = ZEROS[: min(len(ZEROS), end - offset)]
-        pwrite_all(fd, [piece], offset)
+        pwrite_all(fd, piece, offset)
         offset += len(piece)

@@ -1,12 +1,13 @@
 """Moving an image's bytes into a target: threads read and decode, batches stay bounded.
 
-At most AHEAD batches of at most BATCH bytes are in memory. Random-access targets are written by
+A few batches of at most BATCH bytes each are in memory. Random-access targets are written by
 the reading threads in any order; a stream is written by the caller's thread, so that a signal
 can end a write that blocks. All threads are joined before a call returns or raises.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,9 +27,10 @@ BATCH = 2 << 20
 """Bytes of image one task covers."""
 
 THREADS = 2
-"""Decoding keeps that many busy; those that also write wait for the medium half of the time."""
-WRITING_THREADS = 4
-_AHEAD = 6
+"""Decoding keeps that many busy; those that also write wait for the medium most of the time."""
+WRITING_THREADS = 6
+_AHEAD = 3
+"""Tasks per thread that may have begun or be waiting before the oldest one's result is used."""
 _HOLE_BYTES_MAX = 1 << 30  # one task's worth of zeroing
 
 T = TypeVar("T")
@@ -106,6 +108,24 @@ def batches(extents: Iterable[Extent]) -> Iterator[Batch]:
         yield tuple(window)
 
 
+class _Buffers:
+    """Memory for batches, used again and again; each begins at a page's start."""
+
+    def __init__(self) -> None:
+        self._free: deque[memoryview] = deque()
+
+    def take(self) -> memoryview:
+        """BATCH bytes of whatever content, the caller's until `give`."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return memoryview(mmap.mmap(-1, BATCH))
+
+    def give(self, buffer: memoryview) -> None:
+        """Take a buffer back."""
+        self._free.append(buffer)
+
+
 class _Reader:
     """Reads extents; with `salvage` what is damaged becomes zeros and is remembered in `bad`."""
 
@@ -114,43 +134,58 @@ class _Reader:
         self.bad: list[Extent] = []
         self._salvage = salvage
 
-    def read(self, extent: Extent) -> list[bytes]:
+    def read(self, extent: Extent, buffer: memoryview) -> memoryview:
+        """The bytes of an extent of one batch, at their place in the batch's buffer."""
+        start = extent.offset % BATCH
+        place = buffer[start : start + extent.length]
         try:
-            return self.image.pieces(extent.offset, extent.length)
+            self.image.read_into(extent.offset, place)
         except Corrupt:
             if not self._salvage:
                 raise
-        return [self._read_frame(part) for part in _frames(extent)]
+            for part in _frames(extent):
+                self._read_frame(part, buffer)
+        return place
 
-    def _read_frame(self, extent: Extent) -> bytes:
+    def _read_frame(self, extent: Extent, buffer: memoryview) -> None:
+        start = extent.offset % BATCH
+        place = buffer[start : start + extent.length]
         try:
-            return self.image.read(extent.offset, extent.length)
+            self.image.read_into(extent.offset, place)
         except Corrupt:
             self.bad.append(extent)
-            return bytes(extent.length)
+            place[:] = bytes(extent.length)
 
 
 def _pour(reader: _Reader, target: Target, advance: Advance) -> None:
-    def read(batch: Batch) -> list[tuple[Extent, list[bytes]]]:
-        return [(extent, reader.read(extent)) for extent in batch]
+    buffers = _Buffers()
+
+    def read(batch: Batch) -> tuple[memoryview, list[tuple[Extent, memoryview]]]:
+        buffer = buffers.take()
+        return buffer, [(extent, reader.read(extent, buffer)) for extent in batch]
 
     position = 0
     with closing(_in_order(read, batches(reader.image.extents()), THREADS)) as results:
-        for batch in results:
-            for extent, pieces in batch:
+        for buffer, batch in results:
+            for extent, data in batch:
                 if extent.offset > position:
                     target.zero(position, extent.offset - position)
-                target.write(extent.offset, pieces)
+                target.write(extent.offset, data)
                 position = extent.end
                 advance(extent.length)
+            buffers.give(buffer)
     if position < reader.image.size:
         target.zero(position, reader.image.size - position)
 
 
 def _scatter(reader: _Reader, target: Target, advance: Advance) -> None:
+    buffers = _Buffers()
+
     def copy(batch: Batch) -> int:
+        buffer = buffers.take()
         for extent in batch:
-            target.write(extent.offset, reader.read(extent))
+            target.write(extent.offset, reader.read(extent, buffer))
+        buffers.give(buffer)
         return _length(batch)
 
     def blank(extent: Extent) -> int:
@@ -158,6 +193,7 @@ def _scatter(reader: _Reader, target: Target, advance: Advance) -> None:
         return 0
 
     image, head = reader.image, target.head_bytes
+    target.reserve(image.extents())
     if not target.holes_are_zero:
         _run(blank, _pieces(gaps(image.extents(), image.size)), advance)
     later = (batch for batch in batches(image.extents()) if batch[0].offset >= head)
@@ -187,7 +223,7 @@ def _in_order(
             for item in items:
                 # What is logged in there is about the same VM.
                 pending.append(pool.submit(copy_context().run, function, item))
-                if len(pending) >= _AHEAD:
+                if len(pending) >= _AHEAD * threads:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

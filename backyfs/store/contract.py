@@ -48,8 +48,11 @@ class StoredImage(Image, Protocol):
     def digest(self) -> str:
         """Hex digest of size and content (docs/format.md, section 2), equal in all formats."""
 
-    def pieces(self, offset: int, length: int) -> list[bytes]:
-        """As `read`, in pieces that follow each other: saves joining them for writev()."""
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """As `read`, filling a writable `buffer` of bytes: saves a copy where much is read.
+
+        After an error its content is undefined.
+        """
 
     def hashes(self, first: int, count: int) -> bytes:
         """BLAKE3 of frames [first, first + count), 32 bytes each; a zero frame is 32 zero bytes.

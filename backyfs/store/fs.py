@@ -20,7 +20,8 @@ from backyfs.errors import NoSpace
 from backyfs.store.contract import Buffer
 
 FICLONE = 0x40049409
-_FALLOC_PUNCH = 0x02 | 0x01  # PUNCH_HOLE | KEEP_SIZE
+_FALLOC_KEEP_SIZE = 0x01
+_FALLOC_PUNCH = 0x02 | _FALLOC_KEEP_SIZE
 _SYNC_FILE_RANGE_WRITE = 2
 _SYNC_FILE_RANGE_ALL = 7  # wait before, write, wait after
 _IOV_MAX = 1024
@@ -81,6 +82,13 @@ class Fs:
             if _libc.fallocate(fd, _FALLOC_PUNCH, offset, length):
                 code = ctypes.get_errno()
                 raise OSError(code, os.strerror(code), str(path))
+
+    def allocate(self, fd: int, offset: int, length: int) -> None:
+        """Find room for a range beforehand, where the file system can; the size stays. OSError."""
+        if _libc.fallocate(fd, _FALLOC_KEEP_SIZE, offset, length):
+            code = ctypes.get_errno()
+            if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise OSError(code, os.strerror(code))
 
     def clone(self, source_fd: int, target_fd: int, path: object = "the store") -> None:
         """Make the target share all of the source's blocks (FICLONE)."""

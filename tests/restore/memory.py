@@ -32,9 +32,8 @@ class MemoryImage:
                 raise Corrupt("test", offset=number * FRAME, length=FRAME)
         return self.content[offset : offset + length]
 
-    def pieces(self, offset: int, length: int) -> list[bytes]:
-        data = self.read(offset, length)
-        return [data[at : at + FRAME] for at in range(0, length, FRAME)]
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.read(offset, len(buffer))
 
     def try_read(self, offset: int, length: int) -> bytes | None:
         return None

@@ -242,7 +242,9 @@ class StoreContract:
             for start in edges:
                 for end in (end for end in edges if end >= start):
                     assert image.read(start, end - start) == content[start:end]
-                    assert b"".join(image.pieces(start, end - start)) == content[start:end]
+                    buffer = bytearray(b"?" * (end - start))
+                    image.read_into(start, memoryview(buffer))
+                    assert buffer == content[start:end]
                     assert image.try_read(start, end - start) in (None, content[start:end])
 
     def test_a_range_outside_the_disk_is_an_error(self, repository: Repository) -> None:
@@ -253,6 +255,10 @@ class StoreContract:
                     image.read(offset, length)
                 with pytest.raises(ValueError, match=r"\S"):
                     image.try_read(offset, length)
+                with pytest.raises(ValueError, match=r"\S"):
+                    image.read_into(
+                        offset if length >= 0 else -1, memoryview(bytearray(max(0, length)))
+                    )
 
     def test_extents_are_the_data_and_the_rest_is_zeros(self, repository: Repository) -> None:
         content = image_of(0, 2, 4, 0, 0, 3, 0, tail=bytes(100))

@@ -178,8 +178,8 @@ class CowImage:
         at = offset - first * FRAME
         return data if len(data) == length else data[at : at + length]
 
-    def pieces(self, offset: int, length: int) -> list[bytes]:
-        return [self.read(offset, length)]
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.read(offset, len(buffer))
 
     def try_read(self, offset: int, length: int) -> bytes | None:
         self._require_range(offset, length)

@@ -56,11 +56,27 @@ def compress_patch(frame: Buffer, base: bytes) -> bytes:
 
 def decompress(stored: Buffer) -> bytes:
     """The frame in a plain zstd frame. ValueError when it is not exactly one frame's bytes."""
+    return _decoded(_decompressor(), stored)
+
+
+def decompress_into(stored: Buffer, place: memoryview) -> None:
+    """As `decompress`, into `place`, which has room for exactly one frame."""
     try:
-        decompressor = _thread.decompressor
+        # Into a place that has room for all of it zstd decodes in one pass, without a copy.
+        count = _decompressor().stream_reader(stored).readinto(place)
+    except zstandard.ZstdError as exc:
+        raise ValueError(str(exc)) from exc
+    if count != FRAME:
+        raise ValueError(f"the frame has {count} bytes instead of {FRAME}")
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """The calling thread's own."""
+    try:
+        decompressor: zstandard.ZstdDecompressor = _thread.decompressor
     except AttributeError:
         decompressor = _thread.decompressor = zstandard.ZstdDecompressor()
-    return _decoded(decompressor, stored)
+    return decompressor
 
 
 def decompress_patch(stored: Buffer, base: bytes) -> bytes:

@@ -24,7 +24,7 @@ from backyfs.store.contract import StoredImage
 from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest
 from backyfs.store.fs import is_medium_error, read_exactly
 from backyfs.store.packs.extents import GAP, ExtentMap, Run, SegmentRef
-from backyfs.store.packs.library import BadFrame, Chained, Library
+from backyfs.store.packs.library import BadFrame, Chained, Frame, Library
 from backyfs.store.quarantine import WHOLE, Bad, Quarantine
 
 log = logging.getLogger(__name__)
@@ -118,14 +118,9 @@ class PackImage:
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes at `offset`. ValueError outside the disk, Corrupt."""
-        pieces = self.pieces(offset, length)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def pieces(self, offset: int, length: int) -> list[bytes]:
-        """As `read`, frame by frame."""
         self._check_range(offset, length)
         if not length:
-            return []
+            return b""
         first, end = offset // FRAME, -(-(offset + length) // FRAME)
         frames = self._frames(first, end - first)
         skip, surplus = offset - first * FRAME, end * FRAME - offset - length
@@ -133,33 +128,56 @@ class PackImage:
             frames[-1] = frames[-1][:-surplus]
         if skip:
             frames[0] = frames[0][skip:]
-        return frames
+        return bytes(frames[0]) if len(frames) == 1 else b"".join(frames)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """As `read`, into `buffer`: whole frames are decoded where they shall be."""
+        self._check_range(offset, len(buffer))
+        end = offset + len(buffer)
+        first, stop = -(-offset // FRAME), end // FRAME
+        if stop <= first:
+            buffer[:] = self.read(offset, len(buffer))
+            return
+        head, tail = first * FRAME - offset, stop * FRAME - offset
+        if head:
+            buffer[:head] = self.read(offset, head)
+        self._frames(first, stop - first, buffer[head:tail])
+        if tail < len(buffer):
+            buffer[tail:] = self.read(stop * FRAME, len(buffer) - tail)
 
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise ValueError(f"bytes {offset}+{length} lie outside the disk's {self.size}")
 
-    def _frames(self, first: int, count: int) -> list[bytes]:
-        frames: list[bytes] = []
+    def _frames(self, first: int, count: int, place: memoryview | None = None) -> list[Frame]:
+        """Frames [first, first + count) in pieces; with `place` in there, and parts of it."""
+        frames: list[Frame] = []
         for run in self.map.find(first, count):
-            if run.segment == GAP:
+            skip = run.first - first
+            where = place and place[skip * FRAME : (skip + run.span) * FRAME]
+            if run.segment != GAP:
+                frames += self._stored(run, where)
+            elif where is None:
                 frames += [ZERO_FRAME] * run.span
             else:
-                frames += self._stored(run)
+                where[:] = bytes(len(where))
+                frames.append(where)
         return frames
 
-    def _stored(self, run: Run) -> list[bytes]:
+    def _stored(self, run: Run, place: memoryview | None) -> list[Frame]:
         ref = self.map.segments[run.segment]
         try:
-            return self._library.read(ref.name, ref.root, run.number, run.span)
+            return self._library.read(ref.name, ref.root, run.number, run.span, place=place)
         except BadFrame:
-            return self._one_by_one(ref, run)
+            return self._one_by_one(ref, run, place)
 
-    def _one_by_one(self, ref: SegmentRef, run: Run) -> list[bytes]:
-        frames: list[bytes] = []
+    def _one_by_one(self, ref: SegmentRef, run: Run, place: memoryview | None) -> list[Frame]:
+        frames: list[Frame] = []
         for index in range(run.span):
+            where = place and place[index * FRAME : (index + 1) * FRAME]
+            number = run.number + index
             try:
-                frames += self._library.read(ref.name, ref.root, run.number + index, 1)
+                frames += self._library.read(ref.name, ref.root, number, 1, place=where)
             except BadFrame as exc:
                 raise self._corrupt(exc, run.first + index) from exc
         return frames

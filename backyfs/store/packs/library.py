@@ -18,6 +18,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from backyfs.errors import Corrupt
+from backyfs.model import FRAME
 from backyfs.store.fs import forget_pages, is_medium_error
 from backyfs.store.packs import codec
 from backyfs.store.packs.packfile import PackFile, Segment
@@ -27,6 +28,9 @@ from backyfs.store.quarantine import WHOLE, Bad
 PACK_SUFFIX = ".pack"
 MERGED_PREFIX = "m-"
 _RUN_BYTES_MAX = 4 << 20
+
+Frame = bytes | memoryview
+"""The 64 KiB of a decoded frame."""
 
 
 class BadFrame(Exception):
@@ -196,21 +200,38 @@ class Library:
             raise Corrupt(str(exc)) from exc
 
     def read(
-        self, name: str, root: bytes, number: int, count: int, *, fresh: bool = False
-    ) -> list[bytes]:
+        self,
+        name: str,
+        root: bytes,
+        number: int,
+        count: int,
+        *,
+        place: memoryview | None = None,
+        fresh: bool = False,
+    ) -> list[Frame]:
         """Decoded, checked frames of the segment with this root.
 
-        BadFrame names the first that cannot be had. `fresh`: from the medium, past the page cache.
+        With `place`, which has room for exactly that many, they are decoded into it, and parts of
+        it are returned. BadFrame names the first that cannot be had. `fresh`: from the medium,
+        past the page cache.
         """
         try:
-            return self._read(name, root, number, count, fresh)
+            return self._read(name, root, number, count, place, fresh)
         except BadFrame as exc:
             segment = self._segments.get(exc.bad.unit)
             if segment is None or not self._replaced(segment):
                 raise
-        return self._read(name, root, number, count, fresh)
+        return self._read(name, root, number, count, place, fresh)
 
-    def _read(self, name: str, root: bytes, number: int, count: int, fresh: bool) -> list[bytes]:
+    def _read(
+        self,
+        name: str,
+        root: bytes,
+        number: int,
+        count: int,
+        place: memoryview | None,
+        fresh: bool,
+    ) -> list[Frame]:
         try:
             segment = self.rooted(name, root)
         except Corrupt as exc:
@@ -220,40 +241,51 @@ class Library:
             hashes = segment.hashes(number, count)
         except (Corrupt, ValueError) as exc:
             raise BadFrame(Bad(name, number), f"its table entry: {exc}") from exc
-        frames: list[bytes] = []
+        frames: list[Frame] = []
         for first, run in _contiguous(entries):
-            frames += self._decode_run(segment, number + first, run, hashes, first, fresh)
+            data = self._stored(segment, number + first, run, fresh)
+            at = 0
+            for index, entry in enumerate(run, first):
+                stored, at = data[at : at + entry[1]], at + entry[1]
+                where = place and place[index * FRAME : (index + 1) * FRAME]
+                frame = self._frame(segment, number + index, entry, stored, where)
+                if blake3(frame).digest() != hashes[index * 32 : index * 32 + 32]:
+                    raise BadFrame(self._culprit(segment, number + index), "wrong content")
+                frames.append(frame)
         return frames
 
-    def _decode_run(
-        self,
-        segment: Segment,
-        number: int,
-        run: list[Entry],
-        hashes: bytes,
-        first: int,
-        fresh: bool,
-    ) -> Iterator[bytes]:
+    def _stored(self, segment: Segment, number: int, run: list[Entry], fresh: bool) -> memoryview:
+        """The stored bytes of entries that follow each other; `number` is the first one's."""
         start, length = run[0][0], sum(entry[1] for entry in run)
         try:
             if fresh:
                 forget_pages(segment.pack.fd, start, length)
-            data = memoryview(segment.pack.pread(length, start))
+            return memoryview(segment.pack.pread(length, start))
         except OverflowError as exc:
             raise BadFrame(Bad(segment.name, number), f"cannot be read: {exc}") from exc
         except OSError as exc:
             if not is_medium_error(exc):
                 raise
             raise BadFrame(Bad(segment.name, number), f"cannot be read: {exc}") from exc
-        at = 0
-        for index, entry in enumerate(run):
-            stored = data[at : at + entry[1]]
-            at += entry[1]
-            frame = self._decode(segment, number + index, entry, stored, 0).frame
-            place = (first + index) * 32
-            if blake3(frame).digest() != hashes[place : place + 32]:
-                raise BadFrame(self._culprit(segment, number + index), "wrong content")
-            yield frame
+
+    def _frame(
+        self,
+        segment: Segment,
+        number: int,
+        entry: Entry,
+        stored: memoryview,
+        place: memoryview | None,
+    ) -> Frame:
+        if place is None:
+            return self._decode(segment, number, entry, stored, 0).frame
+        if entry[2] == codec.ZSTD and entry[1] == len(stored):
+            try:
+                codec.decompress_into(stored, place)
+            except ValueError as exc:
+                raise BadFrame(Bad(segment.name, number), str(exc)) from exc
+        else:
+            place[:] = self._decode(segment, number, entry, stored, 0).frame
+        return place
 
     def _decode(
         self, segment: Segment, number: int, entry: Entry, stored: memoryview, nested: int
