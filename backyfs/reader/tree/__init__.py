@@ -1,0 +1,22 @@
+"""What the catalog looks like as files (docs/design.md, section 6). Knows no FUSE.
+
+    node        what a node of the tree is
+    inodes      inode numbers: a hash of the section, and a leaf in it
+    vm          a VM's directory: its revisions and `latest`
+    revision    a revision's directory: which files it has, and their leaves
+    files       the files in it: what each looks like, and how it is opened
+    document    the content of revision.json
+    tree        all of it, by inode number
+
+A new kind of file in a revision's directory is a class in `files` (a `File`: `node` and `open`), a
+leaf in `inodes`, and its name in `revision.RevisionDirectory`.
+
+Safe from many threads. With `wait=False` nothing does input or output: the answer is at hand, or
+BlockingIOError asks the caller to come again from a thread that may block.
+"""
+
+from backyfs.reader.tree.inodes import Inodes
+from backyfs.reader.tree.node import ROOT, Kind, Node, NoEntry, Opened
+from backyfs.reader.tree.tree import Tree
+
+__all__ = ["ROOT", "Inodes", "Kind", "NoEntry", "Node", "Opened", "Tree"]
