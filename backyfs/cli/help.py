@@ -35,7 +35,9 @@ Which revisions: SPEC
   tag:NAME              all with this tag
   trust:STATE           all that are trusted, verified or distrusted
   2026-11-14            the newest one not after that day (local time zone)
-  2026-11-14T12:00      … not after that minute; also with seconds, Z or +01:00
+  2026-11-14T12:00      … not after that minute; also T12, with seconds, Z or +01:00
+  yesterday, last-saturday, 3-days-ago, 2-hours-ago, last-week, before-last-saturday …
+                        … not after the end of that day, week or moment
   NAME                  standing alone: the newest with this tag
 
   A..B                  from A to B, both included; either side may be missing

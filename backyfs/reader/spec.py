@@ -9,9 +9,9 @@
     first              the oldest                   all, clean     every one, oldest first
     tag:NAME           all with this tag            trust:STATE    trusted, verified or distrusted
     20261121T220112Z-7f3a, or a beginning of it that no other one has (six characters or more)
-    2026-11-14, 2026-11-14T12:00, …T12:00:30, with Z or +01:00 or in the local zone:
-                       alone the newest one not after that day, minute or second;
-                       in a range the border, the named day, minute or second included
+    2026-11-14, 2026-11-14T12:00, yesterday, last-saturday, 3-days-ago … (see times.py):
+                       alone the newest one not after that day, minute or moment;
+                       in a range the border, the named day or minute included
     daily              standing alone: the newest with the tag `daily`, as in Backy
     not(X) reverse(X) first(X) last(X)
 
@@ -26,17 +26,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, tzinfo
 from typing import NoReturn, Protocol
 
 from backyfs.errors import NoRevision, UsageError
 from backyfs.model import Trust
+from backyfs.reader import times
+from backyfs.reader.times import Period
 from backyfs.store.record import Record, State
 
 _NUMBER = re.compile(r"\d{1,5}")
-_DATE = re.compile(
-    r"\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?P<seconds>:\d{2})?(?P<zone>Z|[+-]\d{2}:\d{2})?)?"
-)
 _PREFIX = re.compile(r"\d[0-9TZ-][0-9a-zTZ-]{4,}")
 _SHOWN_IDS = 4
 _DEPTH_MAX = 50  # parentheses within parentheses
@@ -51,12 +50,12 @@ def select(
 ) -> list[Record]:
     """The revisions `spec` names, in its order; at least one.
 
-    `zone` is that of dates without one (None: the system's). Raises UsageError, with the place,
-    when `spec` makes no sense, NoRevision when nothing matches.
+    `now` has a zone of its own; `zone` is that of times without one (None: the system's).
+    Raises UsageError, with the place, when `spec` makes no sense, NoRevision when nothing matches.
     """
-    node = _Parser(spec, zone).parse()
+    node = _Parser(spec, now, zone).parse()
     history = _History(tuple(sorted(revisions, key=lambda pair: pair[0].seq)), now)
-    found = node.alone(history) if isinstance(node, _Word) else node.select(history)
+    found = node.alone(history) if isinstance(node, _Word | _Time) else node.select(history)
     if not found:
         raise NoRevision(f"no revision matches {spec!r}", hint="see them with: backyfs status")
     return found
@@ -100,6 +99,10 @@ class _History:
         return min(record.time, self.now)
 
 
+Refusal = Callable[[str, str], UsageError]
+"""Makes the error for a place in the SPEC from what is wrong there and what to do."""
+
+
 class _Node(Protocol):
     def select(self, history: _History) -> list[Record]:
         """The revisions this part of a SPEC names, in its order."""
@@ -129,14 +132,24 @@ class _Number:
 
 
 @dataclass(frozen=True)
-class _Date:
-    """A period: `start` belongs to it, `end` no more."""
+class _Time:
+    """A period, and the word for it."""
 
-    start: datetime
-    end: datetime
+    word: str
+    period: Period
+    refuse: Refusal
 
     def select(self, history: _History) -> list[Record]:
-        return history.where(lambda record, _: history.time(record) < self.end)[-1:]
+        return history.where(lambda record, _: history.time(record) < self.period.end)[-1:]
+
+    def alone(self, history: _History) -> list[Record]:
+        """As the whole SPEC, where a tag could stand, too."""
+        if history.tagged(self.word):
+            raise self.refuse(
+                f"{self.word!r} is both a time and a tag",
+                f"write ({self.word}) for the time, last(tag:{self.word}) for the tag",
+            )
+        return self.select(history)
 
 
 @dataclass(frozen=True)
@@ -144,7 +157,7 @@ class _Word:
     """An id, the beginning of one or, standing alone, a tag."""
 
     word: str
-    refuse: Callable[[str, str], UsageError]
+    refuse: Refusal
 
     def select(self, history: _History) -> list[Record]:
         found = self._by_id(history)
@@ -189,7 +202,11 @@ class _Range:
 
     def select(self, history: _History) -> list[Record]:
         start, end = self.start, self.end
-        if isinstance(start, _Date) and isinstance(end, _Date) and start.start > end.start:
+        if (
+            isinstance(start, _Time)
+            and isinstance(end, _Time)
+            and start.period.start > end.period.start
+        ):
             start, end = end, start
         lower = _borders(start, history)
         upper = _borders(end, history)
@@ -201,15 +218,15 @@ class _Range:
             lambda record, _: (
                 (lower is None or record.seq >= lower[0])
                 and (upper is None or record.seq <= upper[-1])
-                and (not isinstance(start, _Date) or history.time(record) >= start.start)
-                and (not isinstance(end, _Date) or history.time(record) < end.end)
+                and (not isinstance(start, _Time) or history.time(record) >= start.period.start)
+                and (not isinstance(end, _Time) or history.time(record) < end.period.end)
             )
         )
 
 
 def _borders(node: _Node | None, history: _History) -> list[int] | None:
     """The seqs a side of a range names, sorted; None = no border by seq."""
-    if node is None or isinstance(node, _Date):
+    if node is None or isinstance(node, _Time):
         return None
     return sorted(record.seq for record in node.select(history))
 
@@ -266,9 +283,9 @@ _KEYWORDS: dict[str, _Named] = {
 class _Parser:
     """Recursive descent over the text; every error names the place, counted from 1."""
 
-    def __init__(self, text: str, zone: tzinfo | None) -> None:
+    def __init__(self, text: str, now: datetime, zone: tzinfo | None) -> None:
         self.text = text
-        self.zone = zone
+        self.now, self.zone = now, zone
         self.at = 0
         self.depth = 0
 
@@ -354,11 +371,20 @@ class _Parser:
             return _KEYWORDS[word]
         if _NUMBER.fullmatch(word):
             return _Number(int(word))
-        match = _DATE.fullmatch(word)
-        return self._date(match, begin) if match else self._bare(word, begin)
+        return self._time(word, begin) or self._bare(word, begin)
 
     def _bare(self, word: str, begin: int) -> _Node:
-        return _Word(word, lambda message, hint: self._error(message, begin, hint))
+        return _Word(word, self._refusal(begin))
+
+    def _time(self, word: str, begin: int) -> _Node | None:
+        try:
+            found = times.period(word, now=self.now, zone=self.zone)
+        except ValueError as exc:
+            raise self._error(f"no such date: {exc}", begin) from exc
+        return _Time(word, found, self._refusal(begin)) if found else None
+
+    def _refusal(self, begin: int) -> Refusal:
+        return lambda message, hint: self._error(message, begin, hint)
 
     def _tag(self, name: str, begin: int) -> _Node:
         if not name:
@@ -369,22 +395,6 @@ class _Parser:
         if name not in list(Trust):
             raise self._error(f"no trust {name!r} (there are {', '.join(Trust)})", begin)
         return _Named(lambda history: history.where(lambda _, state: state.trust == name))
-
-    def _date(self, match: re.Match[str], begin: int) -> _Node:
-        text = match.group()
-        try:
-            start = datetime.fromisoformat(text)
-            if len(text) == len("2026-11-14"):
-                return _Date(self._zoned(start), self._zoned(start + timedelta(days=1)))
-            length = timedelta(seconds=1 if match["seconds"] else 60)
-            return _Date(self._zoned(start), self._zoned(start + length))
-        except (ValueError, OverflowError) as exc:
-            raise self._error(f"no such date: {exc}", begin) from exc
-
-    def _zoned(self, time: datetime) -> datetime:
-        if time.tzinfo or not self.zone:
-            return time.astimezone()
-        return time.replace(tzinfo=self.zone)
 
     def _at_end_of_word(self) -> bool:
         return (

@@ -118,6 +118,23 @@ def numbers(spec: str, history: list[Pair] = HISTORY) -> list[int]:
         ("2026-11-20", [4]),
         ("2026-11-21", [5]),  # the one from the future counts as made now
         ("2099-01-01", [5]),
+        # and as people say them (today is Saturday, 2026-11-21)
+        ("now", [5]),
+        ("today", [5]),
+        ("yesterday", [4]),
+        ("last-saturday", [0]),
+        ("last saturday", [0]),
+        ("before-2026-11-15", [0]),
+        ("4-days-ago", [3]),
+        ("72 hours ago", [4]),
+        ("last-week", [2]),
+        ("2026-11-15T06", [1]),
+        ("2026-11", [5]),
+        ("last-week & tag:weekly, yesterday", [4]),
+        ("last-week..last-week", [0, 1, 2]),
+        ("yesterday..", [5]),
+        ("before-2026-11-15..4 days ago", [1, 2, 3]),
+        ("last(5-days-ago..3-days-ago)", [4]),
         ("2026-11-15..2026-11-16", [1, 2, 3]),
         ("2026-11-16..2026-11-15", [1, 2, 3]),
         ("2026-11-15..", [1, 2, 3, 4, 5]),
@@ -146,6 +163,9 @@ def test_select(spec: str, expected: list[int]) -> None:
         "tag:none",
         "2026-11-13",
         "..2026-11-01",
+        "..before-last-week",
+        "before-last-saturday",
+        "saturday",
         "trust:verified & 0",
         "not(all)",
     ],
@@ -209,6 +229,16 @@ def test_keywords_and_numbers_win_over_tags() -> None:
     assert numbers("0", history) == [1]
     assert numbers("tag:latest", history) == [0]
     assert numbers("'0'", history) == [0]
+
+
+def test_a_tag_that_reads_like_a_time_must_be_spelt_out() -> None:
+    history = [revision(0, FIRST, ("yesterday", "last sat")), revision(1, FIRST)]
+    for word in ("yesterday", "last sat"):
+        with pytest.raises(UsageError, match="both a time and a tag") as caught:
+            numbers(word, history)
+        assert caught.value.hint == (f"write ({word}) for the time, last(tag:{word}) for the tag")
+        assert numbers(f"({word})", history) == [1]
+        assert numbers(f"last(tag:{word})", history) == [0]
 
 
 def test_order_is_by_seq_whatever_the_clock_said() -> None:
