@@ -30,6 +30,7 @@ from backyfs.model import Extent
 from backyfs.reader.cache import ReadAhead
 from backyfs.reader.images import ReadableImage
 from backyfs.reader.tree import Kind, Node, NoEntry, Opened, Tree
+from backyfs.reader.tree.attributes import PREFIX
 from backyfs.store.contract import Buffer
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,25 @@ class Handlers(pyfuse3.Operations):
         if node.kind is not Kind.LINK:
             raise FUSEError(errno.EINVAL)
         return os.fsencode(node.target)
+
+    @_guarded
+    async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+        found = await self._ask(self._tree.attributes, inode)
+        return [os.fsencode(PREFIX + name) for name in found]
+
+    @_guarded
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        key = os.fsdecode(name)
+        if not key.startswith("user."):
+            # Not ENODATA: `ls -l` asks for ACLs, and stops only when it hears that there are none
+            # anywhere. Not ENOSYS: then the kernel never asks for anything again.
+            raise FUSEError(errno.EOPNOTSUPP)
+        if not key.startswith(PREFIX):
+            raise FUSEError(errno.ENODATA)
+        value = (await self._ask(self._tree.attributes, inode)).get(key.removeprefix(PREFIX))
+        if value is None:
+            raise FUSEError(errno.ENODATA)
+        return value.encode()
 
     @_guarded
     async def opendir(self, inode: int, ctx: RequestContext) -> int:

@@ -78,12 +78,26 @@ class Vm:
     changed_ns: int
     quarantine_ns: int
     _damage: dict[str, tuple[Damage, ...]] = field(default_factory=dict, compare=False, repr=False)
+    _tagged: dict[str, tuple[Revision, ...]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def latest(self) -> Revision | None:
         """The revision that was published last; None without a readable one."""
         newest = next(reversed(self.revisions), None)
         return None if newest is None else self.revisions[newest]
+
+    @property
+    def tagged(self) -> Mapping[str, tuple[Revision, ...]]:
+        """By tag, sorted: the revisions that have it, oldest first; computed when first asked."""
+        if not self._tagged:
+            found: dict[str, list[Revision]] = {}
+            for revision in self.revisions.values():
+                for tag in revision.state.tags:
+                    found.setdefault(tag, []).append(revision)
+            self._tagged.update((tag, tuple(found[tag])) for tag in sorted(found))
+        return self._tagged
 
     def damage(self, record: Record, *, wait: bool = True) -> tuple[Damage, ...]:
         """What is known to be damaged in a revision; computed when first asked for."""
@@ -153,16 +167,33 @@ class Catalog:
 
     def names(self, *, wait: bool = True) -> Mapping[str, int]:
         """Every VM's name, sorted, with the time its revisions last changed (Unix time, ns)."""
-        if self._clock() - self._listed < self._refresh_s:
+        if self._names_fresh():
             return self._names
         if not wait:
             raise BlockingIOError
         with self._listing:
-            if self._clock() - self._listed >= self._refresh_s:
+            if not self._names_fresh():
                 started = self._clock()
                 self._names = MappingProxyType(dict(sorted(self._list())))
                 self._listed = started
         return self._names
+
+    def _names_fresh(self) -> bool:
+        return self._clock() - self._listed < self._refresh_s
+
+    def changed_ns(self, name: str, *, wait: bool = True) -> int:
+        """As in `names`, for one VM, without a look at the others. NoRepository."""
+        if self._names_fresh():
+            if name not in self._names:
+                raise NoRepository(f"{self.base}: no VM {name!r}")
+            return self._names[name]
+        directory = self._directory(name)
+        if not wait:
+            raise BlockingIOError
+        if not is_repository(directory):
+            os.stat(self.base)  # that all is gone is another error
+            raise NoRepository(f"{self.base}: no VM {name!r}")
+        return _changed_ns(directory)
 
     def _list(self) -> list[tuple[str, int]]:
         if self._single:

@@ -132,6 +132,48 @@ class Text:
         """Nothing to do."""
 
 
+class SliceImage:
+    """Bytes [start, start + size) of an image, which is closed by whoever opened it."""
+
+    def __init__(self, image: ReadableImage, start: int, size: int) -> None:
+        self._image, self._start, self._size = image, start, size
+
+    @property
+    def size(self) -> int:
+        """Bytes of the slice."""
+        return self._size
+
+    def read(self, offset: int, length: int) -> Buffer:
+        """Exactly `length` bytes. ValueError outside the slice; Corrupt, OSError."""
+        return self._image.read(self._place(offset, length), length)
+
+    def try_read(self, offset: int, length: int) -> Buffer | None:
+        """The bytes when they are in memory or a hole, else None; never blocks."""
+        return self._image.try_read(self._place(offset, length), length)
+
+    def read_unless_reserved(self, offset: int, length: int) -> Buffer | None:
+        """As `read`; None where it would wait for a thread that decodes the same bytes."""
+        return self._image.read_unless_reserved(self._place(offset, length), length)
+
+    def raw_fd(self) -> int | None:
+        """None: no descriptor begins where the slice does."""
+        return None
+
+    def prefetch(self, extent: Extent) -> None:
+        """Make a later `read` of the extent cheap; reports no damage."""
+        length = min(extent.length, self._size - extent.offset)
+        if length > 0:
+            self._image.prefetch(Extent(self._start + extent.offset, length))
+
+    def close(self) -> None:
+        """Nothing: the image is not ours."""
+
+    def _place(self, offset: int, length: int) -> int:
+        if offset < 0 or length < 0 or offset + length > self._size:
+            raise ValueError(f"bytes {offset}+{length} lie outside the slice's {self._size}")
+        return self._start + offset
+
+
 def readable(image: StoredImage, digest: str, cache: FrameCache) -> ReadableImage:
     """An image of either format with what suits it: frames cached, or the file as it is."""
     fd = image.raw_fd()

@@ -34,6 +34,8 @@ ODD = {
     "more": bytes(FRAME) + b"\x02",
     "hole": bytes(3 * FRAME + 5),
 }
+EXTRA = ["at", "by-tag", "latest"]
+"""What a VM's directory has beside its revisions."""
 WITHIN_S = 2.0
 """How soon a change of the store must show."""
 
@@ -78,7 +80,7 @@ def out(*command: object) -> str:
 def test_names(tree: Path, base: Path) -> None:
     first, second = revisions(base, "web01")
     assert sorted(os.listdir(tree)) == ["empty", "odd", "web01"]
-    assert sorted(os.listdir(tree / "web01")) == sorted([first, second, "latest"])
+    assert sorted(os.listdir(tree / "web01")) == sorted([first, second, *EXTRA])
     assert os.readlink(tree / "web01" / "latest") == second
     assert sorted(os.listdir(tree / "web01" / "latest")) == ["disk.img", "revision.json"]
     assert os.listdir(tree / "empty") == []
@@ -218,7 +220,7 @@ def is_latest(directory: Path, revision: str) -> bool:
 
 def test_new_revisions_appear(own: Mounted, vm: Repository) -> None:
     directory = own.path / "vm"
-    assert len(os.listdir(directory)) == 2
+    assert len(os.listdir(directory)) == 1 + len(EXTRA)
     for _ in range(3):
         added = add_revision(vm, SECOND).id
         assert eventually(partial(is_listed, directory, added), WITHIN_S)
@@ -255,7 +257,7 @@ def test_removed_revisions_vanish_but_what_is_open_stays(own: Mounted, vm: Repos
         assert vm.remove([first]).in_use == [first]
         assert vm.remove([first], force=True).removed == [first]
         vm.gc()
-        assert eventually(lambda: sorted(os.listdir(directory)) == sorted([second, "latest"]))
+        assert eventually(lambda: sorted(os.listdir(directory)) == [second, *EXTRA])
         assert eventually(lambda: not (directory / first).exists(), WITHIN_S)
         os.posix_fadvise(image.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         image.seek(0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from backyfs.model import FRAME, Consistency
+from backyfs.model import FRAME, Consistency, Partition
 from backyfs.store.record import Draft, Record
 from backyfs.store.repository import Repository
 from tests.images import text_like
@@ -35,6 +35,7 @@ def add_revision(
     *,
     time: datetime | None = None,
     tags: tuple[str, ...] = (),
+    partitions: Mapping[str, tuple[Partition, ...]] | None = None,
 ) -> Record:
     """One more revision with these disks ("disk" if just bytes are given)."""
     contents = {"disk": disks} if isinstance(disks, bytes) else disks
@@ -45,7 +46,7 @@ def add_revision(
     ):
         for name, data in contents.items():
             staging.disk(name, len(data)).write(0, data)
-        return staging.commit(Draft(Consistency.CRASH, tags=tags))
+        return staging.commit(Draft(Consistency.CRASH, tags=tags, partitions=partitions or {}))
 
 
 def make_vm(base: Path, name: str, *disks: bytes, store: str = "packs") -> Repository:

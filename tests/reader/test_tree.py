@@ -1,22 +1,29 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
+from types import MappingProxyType
+from typing import cast
+from zoneinfo import ZoneInfo
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backyfs.errors import Corrupt, UsageError
-from backyfs.model import Trust
+from backyfs.model import FRAME, Extent, Partition, Trust
 from backyfs.reader.cache import FrameCache
-from backyfs.reader.catalog import Catalog
+from backyfs.reader.catalog import Catalog, Revision, Vm
 from backyfs.reader.images import OpenImages
-from backyfs.reader.tree import ROOT, Inodes, Kind, Node, NoEntry, Tree
+from backyfs.reader.tree import ROOT, Inodes, Kind, Node, NoEntry, Tree, at
+from backyfs.reader.tree import Clock as TreeClock
 from backyfs.store.quarantine import Bad
 from backyfs.store.record import State
 from backyfs.store.repository import Repository
 from tests.reader.stores import add_revision, content, make_vm
 from tests.reader.test_catalog import Clock
+from tests.reader.test_spec import revision as revision_of
 
 DATA = content(5, seed=2, tail=99)
 TIME = datetime(2026, 11, 21, 22, 1, 12, 345678, tzinfo=UTC)
@@ -54,7 +61,7 @@ def names(tree: Tree, *path: str) -> list[str]:
 def test_the_tree(tree: Tree, vm: Repository) -> None:
     first, second = (r.id for r in vm.revisions())
     assert names(tree) == ["web01"]
-    assert names(tree, "web01") == ["latest", first, second]
+    assert names(tree, "web01") == [first, second, "at", "by-tag", "latest"]
     assert names(tree, "web01", first) == ["root.img", "data.img", "revision.json"]
     assert names(tree, "web01", second) == ["disk.img", "revision.json"]
     latest = walk(tree, "web01", "latest")
@@ -67,19 +74,24 @@ def test_the_tree(tree: Tree, vm: Repository) -> None:
 
 
 def test_listing_and_looking_up_agree(tree: Tree) -> None:
-    seen = set()
+    seen, links = set(), set()
     todo = [tree.node(ROOT)]
     while todo:
         directory = todo.pop()
         for name, node in tree.children(directory.inode):
             assert tree.child(directory.inode, name) == node
             assert tree.node(node.inode) == node
-            assert node.inode not in seen
             assert 0 < node.inode < 1 << 63
+            if node.kind is Kind.LINK:  # one for each level, whatever its name
+                assert tree.children(walk(tree, "web01", node.target.lstrip("./")).inode)
+                links.add((node.inode, node.target))
+                continue
+            assert node.inode not in seen
             seen.add(node.inode)
             if node.kind is Kind.DIRECTORY:
                 todo.append(node)
-    assert len(seen) == 1 + 3 + 3 + 2
+    assert len(seen) == 1 + 4 + 1 + 3 + 2
+    assert len({inode for inode, _ in links}) == len(links) == 4
 
 
 def test_numbers_are_the_same_in_every_mount(tmp_path: Path, tree: Tree) -> None:
@@ -144,7 +156,7 @@ def test_removed_revisions_are_gone_and_forgotten(tree: Tree, vm: Repository, cl
     stays = walk(tree, "web01", second, "disk.img").inode
     vm.remove([first])
     clock.now += 1
-    assert names(tree, "web01") == ["latest", second]
+    assert names(tree, "web01") == [second, "at", "by-tag", "latest"]
     for ask in (tree.node, tree.open):
         with pytest.raises(NoEntry):
             ask(gone)
@@ -157,8 +169,290 @@ def test_latest_moves(tree: Tree, vm: Repository, clock: Clock) -> None:
     clock.now += 1
     after = walk(tree, "web01", "latest")
     assert after.target == added.id != before.target
-    assert not after.lasts
+    assert after.inode != before.inode  # a link never changes, its name leads to another one
     assert not after.name_lasts
+
+
+# ---- by-tag, at ----------------------------------------------------------------------------------
+
+
+def links(tree: Tree, *path: str) -> dict[str, str]:
+    return {name: node.target for name, node in tree.children(walk(tree, *path).inode)}
+
+
+def test_by_tag(tree: Tree, vm: Repository, clock: Clock) -> None:
+    first, second = (r.id for r in vm.revisions())
+    assert links(tree, "web01", "by-tag", "daily") == {first: f"../../{first}"}
+    tags = ("manual:before upgrade", "daily")
+    for revision in (first, second):
+        vm.update_state(revision, lambda old: State(tags, old.trust))
+    clock.now += 1
+    assert names(tree, "web01", "by-tag") == ["daily", "manual:before upgrade"]
+    for tag in ("daily", "manual:before upgrade"):
+        assert links(tree, "web01", "by-tag", tag) == {r: f"../../{r}" for r in (first, second)}
+    gone = walk(tree, "web01", "by-tag", "daily")
+    stays = walk(tree, "web01", "by-tag", "daily", second)
+    for revision in (first, second):
+        vm.update_state(revision, lambda old: State((), old.trust))
+    clock.now += 1
+    assert names(tree, "web01", "by-tag") == []
+    assert tree.node(stays.inode) == stays  # a link is its revision's
+    with pytest.raises(NoEntry):
+        tree.node(gone.inode)
+    with pytest.raises(NoEntry):
+        walk(tree, "web01", "by-tag", "daily")
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Repository:
+    """Backups at 22:30 UTC of 18 to 20 November, and one of the 21st, a Saturday, at noon."""
+    repository = make_vm(tmp_path, "db")
+    for day in (18, 19, 20):
+        add_revision(repository, DATA, time=datetime(2026, 11, day, 22, 30, tzinfo=UTC))
+    add_revision(repository, DATA, time=datetime(2026, 11, 21, 12, 0, tzinfo=UTC))
+    return repository
+
+
+def tree_at(path: Path, now: datetime, zone: tzinfo = UTC) -> Tree:
+    return Tree(Catalog(path), OpenImages(FrameCache()), clock=TreeClock(lambda: now, zone))
+
+
+NOON = datetime(2026, 11, 21, 13, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("2026-11-18", 0),
+        ("2026-11-19T22", 1),
+        ("2026-11-19T22:29", 0),
+        ("2026-11-19T22:30", 1),
+        ("2026-11-19T22:29:59", 0),
+        ("2026-11-19T23:30+01:00", 1),
+        ("2026-11-19T22:30Z", 1),
+        ("now", 3),
+        ("today", 3),
+        ("yesterday", 2),
+        ("2-days-ago", 1),
+        ("2-hours-ago", 2),
+        ("59-minutes-ago", 3),
+        ("before-yesterday", 1),
+        ("2099-01-01", 3),
+        ("2026-11", 3),
+        ("last-saturday", None),
+        ("last-week", None),
+        ("2026-11-17", None),
+        ("2026-02-30", None),
+        ("nonsense", None),
+        ("", None),
+        ("..", None),
+    ],
+)
+def test_a_time_leads_to_the_newest_revision_not_after_it(
+    tmp_path: Path, history: Repository, name: str, expected: int | None
+) -> None:
+    tree = tree_at(tmp_path, NOON)
+    if expected is None:
+        with pytest.raises(NoEntry):
+            walk(tree, "db", "at", name)
+    else:
+        link = walk(tree, "db", "at", name)
+        assert link.target == f"../{history.revisions()[expected].id}"
+        assert not link.name_lasts
+
+
+def test_what_at_lists(tmp_path: Path, history: Repository) -> None:
+    ids = [f"../{record.id}" for record in history.revisions()]
+    assert links(tree_at(tmp_path, NOON), "db", "at") == {
+        "now": ids[3],
+        "today": ids[3],
+        "yesterday": ids[2],
+        "2026-11-18": ids[0],
+        "2026-11-19": ids[1],
+        "2026-11-20": ids[2],
+        "2026-11-21": ids[3],
+        "2026-11-18T22": ids[0],
+        "2026-11-19T22": ids[1],
+        "2026-11-20T22": ids[2],
+        "2026-11-21T12": ids[3],
+    }
+    east = tree_at(tmp_path, NOON, timezone(timedelta(hours=2)))
+    assert "2026-11-19T00" in names(east, "db", "at")
+    assert "2026-11-18" not in names(east, "db", "at")
+    assert names(east, "db", "at") == names(east, "db", "at")
+
+
+def test_at_where_clocks_jumped(tmp_path: Path) -> None:
+    """One revision is published with a time before its parent's, one with a future time."""
+    repository = make_vm(tmp_path, "db")
+    for day in (18, 16, 30):
+        add_revision(repository, DATA, time=datetime(2026, 11, day, 6, 0, tzinfo=UTC))
+    ids = [f"../{record.id}" for record in repository.revisions()]
+    tree = tree_at(tmp_path, NOON)
+    assert links(tree, "db", "at") == {
+        "now": ids[2],
+        "today": ids[2],
+        "yesterday": ids[1],  # by order, not by time, it is the newest of those before
+        "2026-11-16": ids[1],
+        "2026-11-18": ids[1],
+        "2026-11-21": ids[2],  # made now
+        "2026-11-16T06": ids[1],
+        "2026-11-18T06": ids[1],
+        "2026-11-21T13": ids[2],
+    }
+
+
+MOMENTS = st.integers(0, 40 * 24).map(lambda hours: NOON - timedelta(days=35, hours=-hours))
+
+
+@given(
+    times=st.lists(MOMENTS, min_size=1, max_size=6),
+    zone=st.sampled_from([UTC, ZoneInfo("Europe/Berlin"), ZoneInfo("Asia/Kathmandu")]),
+)
+def test_what_at_lists_is_what_it_finds(times: list[datetime], zone: tzinfo) -> None:
+    """Over the end of summer time, with clocks that jump and revisions from the future."""
+    pairs = [revision_of(seq, time) for seq, time in enumerate(times, 1)]
+    revisions = {
+        record.id: Revision(record, state, int(record.time.timestamp()) * 10**9, 0, 0)
+        for record, state in pairs
+    }
+    vm = Vm(1, "vm", cast("Repository", None), MappingProxyType(revisions), 0, 0)
+    listed = at.listing(vm, NOON, zone)
+    assert len({name for name, _ in listed}) == len(listed) > 2
+    for name, found in listed:
+        assert at.find(vm, name, NOON, zone) is found
+    shown = {name for name, _ in listed}
+    for record, _ in pairs:
+        local = min(record.time, NOON).astimezone(zone).isoformat()
+        assert {local[:10], local[:13]} <= shown
+
+
+# ---- partitions ----------------------------------------------------------------------------------
+
+TABLE = (
+    Partition(1, FRAME, FRAME, "ef", "EFI", "vfat"),
+    Partition(5, 2 * FRAME + 512, 2 * FRAME, "83", "", "ext4"),
+)
+
+
+def read_all(tree: Tree, *path: str) -> bytes:
+    opened = tree.open(walk(tree, *path).inode)
+    data = bytes(opened.image.read(0, opened.image.size))
+    opened.close()
+    return data
+
+
+def test_partitions_of_one_disk(tree: Tree, vm: Repository) -> None:
+    record = add_revision(vm, DATA, time=TIME, partitions={"disk": TABLE})
+    path = ("web01", record.id)
+    assert names(tree, *path) == ["disk.img", "partitions", "revision.json"]
+    assert names(tree, *path, "partitions") == ["1.img", "5.img"]
+    for partition in TABLE:
+        expected = DATA[partition.start : partition.start + partition.length]
+        for name in (f"{partition.number}.img", f"disk-{partition.number}.img"):
+            node = walk(tree, *path, "partitions", name)
+            assert (node.size, node.lasts, node.name_lasts) == (partition.length, True, True)
+            assert node.data == min(partition.length, record.disks["disk"].data)
+            assert node.mtime_ns == walk(tree, *path).mtime_ns
+            assert read_all(tree, *path, "partitions", name) == expected
+    for name in ("2.img", "disk-2.img", "root-1.img", "1", "disk.img"):
+        with pytest.raises(NoEntry):
+            walk(tree, *path, "partitions", name)
+
+
+def test_partitions_of_several_disks(tree: Tree, vm: Repository) -> None:
+    disks = {"root": DATA, "root-1": DATA[::-1], "data": b""}
+    record = add_revision(vm, disks, partitions={"root": TABLE, "root-1": TABLE[:1]})
+    path = ("web01", record.id, "partitions")
+    assert names(tree, *path) == ["root-1.img", "root-5.img", "root-1-1.img"]
+    assert read_all(tree, *path, "root-1.img") == DATA[FRAME : 2 * FRAME]
+    assert read_all(tree, *path, "root-1-1.img") == DATA[::-1][FRAME : 2 * FRAME]
+    with pytest.raises(NoEntry):
+        walk(tree, *path, "1.img")
+
+
+@pytest.mark.parametrize(
+    ("start", "length"), [(0, 0), (-512, 1024), (len(DATA), 1), (FRAME, len(DATA)), (512, -512)]
+)
+def test_a_record_with_impossible_partitions_shows_none(
+    tree: Tree, vm: Repository, start: int, length: int
+) -> None:
+    bad = Partition(1, start, length, "83", "", "")
+    record = add_revision(vm, DATA, partitions={"disk": (bad,)})
+    assert names(tree, "web01", record.id) == ["disk.img", "revision.json"]
+
+
+def test_reads_of_a_slice_stay_inside(tree: Tree, vm: Repository) -> None:
+    record = add_revision(vm, DATA, partitions={"disk": TABLE})
+    opened = tree.open(walk(tree, "web01", record.id, "partitions", "5.img").inode)
+    start, size = TABLE[1].start, TABLE[1].length
+    assert opened.image.size == size
+    assert opened.image.raw_fd() is None
+    for ask in (opened.image.read, opened.image.try_read, opened.image.read_unless_reserved):
+        for offset, length in ((-1, 1), (0, size + 1), (size, 1), (0, -1)):
+            with pytest.raises(ValueError, match="outside the slice"):
+                ask(offset, length)
+    opened.image.prefetch(Extent(FRAME, 10 * FRAME))
+    data = opened.image.try_read(FRAME, FRAME)
+    assert data is not None
+    assert bytes(data) == DATA[start + FRAME : start + 2 * FRAME]
+    opened.image.prefetch(Extent(size, FRAME))
+    opened.close()
+
+
+def test_slices_share_the_image_of_their_disk(tree: Tree, vm: Repository) -> None:
+    record = add_revision(vm, DATA, partitions={"disk": TABLE})
+    paths = [("disk.img",), ("partitions", "1.img"), ("partitions", "5.img")]
+    opened = [tree.open(walk(tree, "web01", record.id, *path).inode) for path in paths]
+    assert len(tree.images) == 1
+    for one in opened:
+        one.close()
+
+
+# ---- extended attributes -------------------------------------------------------------------------
+
+
+def test_attributes(tree: Tree, vm: Repository, clock: Clock) -> None:
+    new = content(5, seed=9)
+    record = add_revision(vm, new, time=TIME, tags=("daily", "a b"), partitions={"disk": TABLE})
+    path = ("web01", record.id)
+    common = {
+        "vm": "web01",
+        "revision": record.id,
+        "time": "2026-11-21T22:01:12.345678Z",
+        "tags": "daily,a b",
+        "trust": "trusted",
+        "consistency": "crash",
+        "parent": record.parent,
+        "health": "ok",
+    }
+    assert attributes(tree, *path) == attributes(tree, *path, "partitions") == common
+    assert attributes(tree, *path, "revision.json") == common
+    digest = record.disks["disk"].digest
+    assert attributes(tree, *path, "disk.img") == {**common, "disk": "disk", "digest": digest}
+    assert attributes(tree, *path, "partitions", "1.img") == {
+        **common,
+        "disk": "disk",
+        "partition": "1",
+        "offset": str(FRAME),
+        "type": "ef",
+        "name": "EFI",
+        "filesystem": "vfat",
+    }
+    for other in ((), ("web01",), ("web01", "at"), ("web01", "by-tag", "daily")):
+        assert attributes(tree, *other) == {}
+    for link in (("latest",), ("at", "now"), ("by-tag", "daily", record.id)):
+        assert attributes(tree, "web01", *link) == {}
+    vm.update_state(record.id, lambda _: State((), Trust.VERIFIED, TIME, ""))
+    vm.quarantine.add(Bad(f"{record.id}-0", 0), "a test")
+    clock.now += 1
+    now = {**common, "trust": "verified", "checked": common["time"], "health": "damaged"}
+    del now["tags"]
+    assert attributes(tree, *path) == now
+
+
+def attributes(tree: Tree, *path: str) -> dict[str, str]:
+    return tree.attributes(walk(tree, *path).inode)
 
 
 # ---- revision.json -------------------------------------------------------------------------------

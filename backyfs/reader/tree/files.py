@@ -7,9 +7,11 @@ from typing import Protocol
 
 from backyfs.errors import Corrupt, NoRevision
 from backyfs.reader.catalog import Revision, Vm
-from backyfs.reader.images import Lease, OpenImages, Text
-from backyfs.reader.tree import document
+from backyfs.reader.images import Lease, OpenImages, SliceImage, Text
+from backyfs.reader.tree import attributes, document
+from backyfs.reader.tree.attributes import Attributes
 from backyfs.reader.tree.node import Kind, Node, NoEntry, Opened
+from backyfs.reader.tree.slices import Slice
 from backyfs.store.record import DiskRecord
 
 
@@ -24,6 +26,9 @@ class File(Protocol):
 
         `check`: verify every byte that is read, where the format leaves a choice.
         """
+
+    def attributes(self) -> Attributes:
+        """The extended attributes it has beside those of its revision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,10 @@ class RecordFile:
         text = Text(document.content(self.vm, self.revision, node.size))
         return Opened(node, text, text.close)
 
+    def attributes(self) -> Attributes:
+        """None of its own."""
+        return {}
+
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
@@ -56,22 +65,61 @@ class ImageFile:
 
     def node(self, inode: int, *, wait: bool) -> Node:
         """It never changes."""
-        size, data = self.disk.size, self.disk.data
-        return Node(
-            inode, Kind.FILE, self.revision.time_ns, size, data=data, lasts=True, name_lasts=True
-        )
+        return _lasting(inode, self.revision, self.disk.size, self.disk.data)
 
     def open(self, node: Node, images: OpenImages, *, check: bool) -> Opened:
         """A lease of the image."""
-        suspect = bool(self.vm.damage(self.revision.record))
-        lease = self._lease(images, check or suspect)
+        lease, suspect = _lease(self.vm, self.revision, self.disk, images, check)
         return Opened(node, lease.image, lease.close, suspect)
 
-    def _lease(self, images: OpenImages, check: bool) -> Lease:
-        vm, record = self.vm, self.revision.record
-        try:
-            return images.open(vm.repository, record, self.disk.name, check=check)
-        except (Corrupt, NoRevision) as exc:
-            if vm.repository.layout.record(record.id).exists():
-                raise
-            raise NoEntry(f"{vm.name}: revision {record.id} was just removed") from exc
+    def attributes(self) -> Attributes:
+        """Which disk, and its digest."""
+        return attributes.of_disk(self.disk)
+
+
+@dataclass(frozen=True, slots=True)
+class SliceFile:
+    """partitions/N.img: the bytes of a partition."""
+
+    vm: Vm
+    revision: Revision
+    slice: Slice
+
+    def node(self, inode: int, *, wait: bool) -> Node:
+        """It never changes.
+
+        How much of it is data only the map would tell, and listing opens no map: it is said to
+        have as much as its disk has, if that fits. Never less, for `tar --sparse` and others take
+        a file without blocks for zeros.
+        """
+        size = self.slice.partition.length
+        return _lasting(inode, self.revision, size, min(size, self.slice.disk.data))
+
+    def open(self, node: Node, images: OpenImages, *, check: bool) -> Opened:
+        """A lease of the image, which is shared with those who read all of it."""
+        lease, suspect = _lease(self.vm, self.revision, self.slice.disk, images, check)
+        partition = self.slice.partition
+        image = SliceImage(lease.image, partition.start, partition.length)
+        return Opened(node, image, lease.close, suspect)
+
+    def attributes(self) -> Attributes:
+        """Which partition of which disk, where it lies and what is in it."""
+        return attributes.of_slice(self.slice.disk, self.slice.partition)
+
+
+def _lasting(inode: int, revision: Revision, size: int, data: int) -> Node:
+    return Node(inode, Kind.FILE, revision.time_ns, size, data=data, lasts=True, name_lasts=True)
+
+
+def _lease(
+    vm: Vm, revision: Revision, disk: DiskRecord, images: OpenImages, check: bool
+) -> tuple[Lease, bool]:
+    """A lease of a disk's image, and whether damage is known: then every byte is verified."""
+    record = revision.record
+    suspect = bool(vm.damage(record))
+    try:
+        return images.open(vm.repository, record, disk.name, check=check or suspect), suspect
+    except (Corrupt, NoRevision) as exc:
+        if vm.repository.layout.record(record.id).exists():
+            raise
+        raise NoEntry(f"{vm.name}: revision {record.id} was just removed") from exc

@@ -1,6 +1,8 @@
 """Inode numbers: made from the VM, the section of its tree and a leaf within the section.
 
-Nothing is remembered of single files: a node is computed when asked for.
+Nothing is remembered of single files: a node is computed when asked for. A link to a revision is a
+leaf of that revision whatever its name and directory, so it has one number and never changes; it
+is the names that come to lead to other links.
 """
 
 from __future__ import annotations
@@ -11,22 +13,24 @@ from collections.abc import Callable
 
 from backyfs.reader.tree.node import NoEntry
 
+DIRECTORY = 0
+"""The directory that a section is; other leaves depend on the section."""
 # Leaves of a VM's section
-VM_DIRECTORY, LATEST = 0, 1
+BY_TAG, AT = 1, 2
 # Leaves of a revision's section: its own ones, and from DISK_LEAVES on as many for each disk
-REVISION_DIRECTORY, REVISION_JSON = 0, 1
-DISK_LEAVES = 256
+REVISION_JSON, PARTITIONS, LINK, LINK_UP, LINK_UP_UP = 1, 2, 3, 4, 5
+DISK_LEAVES = 1024
 # Leaves of a disk, counted from its first one
-IMAGE = 0
+IMAGE, SLICES = 0, 256
 
-_LEAF_BITS = 16
-_SECTION_BITS = 47
+_LEAF_BITS = 20
+_SECTION_BITS = 43
 Section = tuple[str, str]
-"""A VM's name and a part of its tree: "" (the VM's directory) or a revision id."""
+"""A VM's name and a part of its tree: "" (the VM's directory), a revision id, or by-tag/TAG."""
 
 
 class Inodes:
-    """Inode numbers: a 47-bit hash of the section, then 16 bits for the leaf in it.
+    """Inode numbers: a 43-bit hash of the section, then 20 bits for the leaf in it.
 
     The hash makes them the same in every mount of a store. Sections are remembered as long as
     their VM shows them, to find the way back and to give colliding ones another number.

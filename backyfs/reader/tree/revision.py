@@ -1,21 +1,27 @@
-"""A revision's directory: its files, by name and by leaf."""
+"""A revision's directory: its files, by name and by leaf, and the links that lead to it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from backyfs.reader.catalog import Revision, Vm
-from backyfs.reader.tree import inodes
-from backyfs.reader.tree.files import File, ImageFile, RecordFile
+from backyfs.reader.tree import attributes, inodes, slices
+from backyfs.reader.tree.attributes import Attributes
+from backyfs.reader.tree.files import File, ImageFile, RecordFile, SliceFile
+from backyfs.reader.tree.inodes import Inodes
 from backyfs.reader.tree.node import Kind, Node, NoEntry
+from backyfs.reader.tree.section import Listing
 
 IMAGE_SUFFIX = ".img"
 REVISION_JSON = "revision.json"
+PARTITIONS = "partitions"
+
+_UP = {inodes.LINK: "", inodes.LINK_UP: "../", inodes.LINK_UP_UP: "../../"}
+_DIRECTORIES = (inodes.DIRECTORY, inodes.PARTITIONS)
 
 
 @dataclass(frozen=True, slots=True)
-class RevisionDirectory:
+class RevisionSection:
     """One revision as files. `base` is the number of its section."""
 
     vm: Vm
@@ -24,31 +30,65 @@ class RevisionDirectory:
 
     def node(self, leaf: int, *, wait: bool) -> Node:
         """What a leaf looks like. NoEntry."""
-        if leaf == inodes.REVISION_DIRECTORY:
-            return self.itself()
+        if leaf == inodes.DIRECTORY:
+            return self.directory()
+        if leaf == inodes.PARTITIONS:
+            return Node(
+                self.base + leaf,
+                Kind.DIRECTORY,
+                self.revision.time_ns,
+                lasts=True,
+                name_lasts=True,
+            )
+        if leaf in _UP:
+            return self.link(leaf)
         return self.file(leaf).node(self.base + leaf, wait=wait)
 
-    def itself(self) -> Node:
+    def directory(self) -> Node:
         """The directory."""
         return Node(self.base, Kind.DIRECTORY, self.revision.time_ns, lasts=True)
 
+    def link(self, leaf: int) -> Node:
+        """The link to it from the VM's directory, or from one or two levels below that."""
+        target = _UP[leaf] + self.revision.record.id
+        return Node(
+            self.base + leaf,
+            Kind.LINK,
+            self.revision.time_ns,
+            size=len(target),
+            target=target,
+            lasts=True,
+        )
+
     def child(self, leaf: int, name: str, *, wait: bool) -> Node:
         """The node of a name in directory `leaf`. NoEntry."""
-        for known, found in self._names(leaf):
-            if known == name:
-                return self.node(found, wait=wait)
-        raise NoEntry(f"no {name} here")
+        found = self._names(leaf, every=True).get(name)
+        if found is None:
+            raise NoEntry(f"no {name} here")
+        return self.node(found, wait=wait)
 
-    def children(self, leaf: int, *, wait: bool) -> list[tuple[str, Node]]:
+    def children(self, leaf: int, *, wait: bool) -> Listing:
         """The names in directory `leaf` with their nodes. NoEntry."""
-        return [(name, self.node(found, wait=wait)) for name, found in self._names(leaf)]
+        return [(name, self.node(found, wait=wait)) for name, found in self._names(leaf).items()]
 
-    def _names(self, leaf: int) -> Iterator[tuple[str, int]]:
-        if leaf != inodes.REVISION_DIRECTORY:
+    def _names(self, leaf: int, *, every: bool = False) -> dict[str, int]:
+        """The leaves in directory `leaf` by name. `every`: those, too, that are not listed."""
+        record = self.revision.record
+        if leaf == inodes.PARTITIONS:
+            pieces = slices.of(record)
+            many = len(record.disks) > 1
+            short = {} if many else {piece.short: piece.leaf for piece in pieces}
+            return short | {piece.long: piece.leaf for piece in pieces if many or every}
+        if leaf != inodes.DIRECTORY:
             raise NoEntry(f"{self.base + leaf} is no directory")
-        for index, name in enumerate(self.revision.record.disks, start=1):
-            yield name + IMAGE_SUFFIX, index * inodes.DISK_LEAVES + inodes.IMAGE
-        yield REVISION_JSON, inodes.REVISION_JSON
+        found = {
+            name + IMAGE_SUFFIX: index * inodes.DISK_LEAVES + inodes.IMAGE
+            for index, name in enumerate(record.disks, start=1)
+        }
+        if slices.any_of(record):
+            found[PARTITIONS] = inodes.PARTITIONS
+        found[REVISION_JSON] = inodes.REVISION_JSON
+        return found
 
     def file(self, leaf: int) -> File:
         """The file at a leaf. NoEntry."""
@@ -56,6 +96,22 @@ class RevisionDirectory:
             return RecordFile(self.vm, self.revision)
         disks = self.revision.record.disks
         index, rest = divmod(leaf, inodes.DISK_LEAVES)
-        if 0 < index <= len(disks) and rest == inodes.IMAGE:
-            return ImageFile(self.vm, self.revision, list(disks.values())[index - 1])
+        if 0 < index <= len(disks):
+            if rest == inodes.IMAGE:
+                return ImageFile(self.vm, self.revision, list(disks.values())[index - 1])
+            for piece in slices.of(self.revision.record):
+                if piece.leaf == leaf:
+                    return SliceFile(self.vm, self.revision, piece)
         raise NoEntry(f"{self.revision.record.id}: no file at leaf {leaf}")
+
+    def attributes(self, leaf: int, *, wait: bool) -> Attributes:
+        """Those of the revision, on its directories and files, and what is the file's own."""
+        if leaf in _UP:
+            return {}
+        own = {} if leaf in _DIRECTORIES else self.file(leaf).attributes()
+        return attributes.of_revision(self.vm, self.revision, wait=wait) | own
+
+
+def section(vm: Vm, revision: Revision, numbers: Inodes) -> RevisionSection:
+    """A revision of a VM as files."""
+    return RevisionSection(vm, revision, numbers.base(vm.name, revision.record.id))
