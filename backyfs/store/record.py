@@ -8,9 +8,11 @@ Both carry `blake3` over their canonical form (sorted keys, no blanks, without t
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from blake3 import blake3
@@ -177,7 +179,7 @@ def _record(value: Mapping[str, Any]) -> Record:
             digest=disk["digest"],
             files=dict(disk["files"]),
             source=disk["source"],
-            partitions=tuple(Partition(**partition) for partition in disk["partitions"]),
+            partitions=_shared(tuple(Partition(**partition) for partition in disk["partitions"])),
             data=int(disk["data"]),
         )
         for disk in value["disks"]
@@ -187,15 +189,21 @@ def _record(value: Mapping[str, Any]) -> Record:
         id=value["id"],
         time=parse_time(value["time"]),
         parent=value["parent"],
-        tool=value["tool"],
+        tool=sys.intern(value["tool"]),
         consistency=Consistency(value["consistency"]),
         reason=value["reason"],
-        tags=tuple(value["tags"]),
+        tags=tuple(map(sys.intern, value["tags"])),
         trust=Trust(value["trust"]),
-        verification=value["verification"],
+        verification=sys.intern(value["verification"]),
         stats=Stats(**value["stats"]),
         disks={disk.name: disk for disk in disks},
     )
+
+
+@lru_cache(maxsize=1024)
+def _shared(partitions: tuple[Partition, ...]) -> tuple[Partition, ...]:
+    """The same table as one object: a process with many records has most of them many times."""
+    return partitions
 
 
 @dataclass(frozen=True, slots=True)
