@@ -1,7 +1,7 @@
 """The bars: what backyfs promises, each as one comparison of what was measured.
 
 A bar holds when the median of its ratios, round by round, is at most its limit; a bar without a
-floor is in bytes and holds when no sample exceeds it.
+floor is in bytes or seconds and holds when no sample exceeds it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench import backups, cow, floors, memory, mounts, restores
+from bench import backups, cow, floors, listing, memory, mounts, restores
 from bench.ledger import Ledger, Spread
 from bench.systems import PEERS
 
 _RSS_MAX = 256 << 20
+_LISTING_RSS_MAX = 128 << 20
 _UNCHANGED_MAX = 64 << 10
 # Not `later`: the stores of the others hold no generations there.
 _OURS = (backups.OURS, backups.VERIFIED, backups.LISTED)
@@ -22,7 +23,7 @@ _OURS = (backups.OURS, backups.VERIFIED, backups.LISTED)
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """`quantity` of a side, over that of `floor` on the same line; "" = the bytes themselves.
+    """`quantity` of a side, over that of `floor` on the same line; "" = the quantity itself.
 
     `at` picks the sample of one round (0 = the first) where the bar speaks of one generation.
     """
@@ -85,6 +86,7 @@ def _promised(generations: int) -> Iterator[Bar]:
     yield from _restores()
     for name in cow.FILE_SYSTEMS:
         yield from _cow(name)
+    yield from _listing()
     yield from _memory()
 
 
@@ -124,6 +126,13 @@ def _cow(name: str) -> Iterator[Bar]:
         yield Bar(line, backups.LISTED, "wall_s", 1.1, floors.CLONE)
         yield Bar(line, backups.LISTED, "wall_s", 0.1, backups.OWN_FULL)
         yield Bar(line, backups.OURS, "wall_s", 0.5, backups.OWN_FULL)
+
+
+def _listing() -> Iterator[Bar]:
+    yield Bar(listing.ALL, backups.OURS, "wall_s", 2.0, listing.PASSTHROUGH)
+    yield Bar(listing.FIRST, backups.OURS, "wall_s", 0.5)
+    for line in (listing.ALL, listing.FIRST):
+        yield Bar(line, backups.OURS, "rss_bytes", _LISTING_RSS_MAX)
 
 
 def _memory() -> Iterator[Bar]:

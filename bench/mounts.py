@@ -49,9 +49,9 @@ class Server:
 
     def timed(self, reads: Reads, seed: int) -> Sample:
         """Seconds the reader waited, and processor time the server took for it."""
-        before_s = _cpu_s(self._process.pid)
+        before_s = cpu_s_of(self._process.pid)
         seconds = reads(self.image, seed)
-        return Sample(wall_s=seconds, cpu_s=_cpu_s(self._process.pid) - before_s)
+        return Sample(wall_s=seconds, cpu_s=cpu_s_of(self._process.pid) - before_s)
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def served(system: System, mountpoint: Path) -> Iterator[Server]:
     try:
         server.ready_s = _wait_for(process, server.image)
         yield server
-        peak_bytes = _peak_bytes(process.pid)
+        peak_bytes = peak_bytes_of(process.pid)
     finally:
         if os.path.ismount(mountpoint):
             run([command("fusermount3", "-u", mountpoint)])
@@ -93,7 +93,7 @@ def _first_byte(image: Path) -> bool:
         return False
 
 
-def _peak_bytes(pid: int) -> int:
+def peak_bytes_of(pid: int) -> int:
     """VmHWM of a process; 0 when it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -103,7 +103,7 @@ def _peak_bytes(pid: int) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s_of(pid: int) -> float:
     """User and system time of all threads of a process, so far."""
     # Behind the name, which is in brackets: fields 14 and 15 of proc(5).
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

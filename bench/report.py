@@ -86,7 +86,7 @@ def bars(verdicts: Sequence[Verdict]) -> Iterator[str]:
     rows = []
     for verdict in verdicts:
         bar, found = verdict.bar, verdict.found
-        number = _ratio if bar.floor else _bytes
+        number = _ratio if bar.floor or bar.quantity.endswith("_s") else _bytes
         at = "" if bar.at is None else f" {bar.at + 1}"
         rows.append(
             (

@@ -25,6 +25,7 @@ from bench.backups import clustered, full, random4k, unchanged
 from bench.bars import Verdict, verdicts
 from bench.cow import cow
 from bench.ledger import Ledger
+from bench.listing import listing
 from bench.memory import memory
 from bench.mkimage import parse_size
 from bench.mounts import mount
@@ -39,6 +40,7 @@ GROUPS: dict[str, Callable[[Workbench], None]] = {
     "clustered": clustered,
     "restore": restore,
     "mount": mount,
+    "listing": listing,
     "cow": cow,
     "memory": memory,
 }
