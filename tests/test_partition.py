@@ -355,6 +355,16 @@ def test_gpt_entries_that_lie(gpt: Path) -> None:
         assert reason in table_in(bytes(changed)).reason
 
 
+def test_a_whole_table_that_lies_is_not_replaced_by_its_copy(gpt: Path) -> None:
+    data = bytearray(gpt.read_bytes())
+    struct.pack_into("<QQ", data, 1024 + 32, 2048, 40_000)
+    assert table_in(bytes(data)) == table_of(gpt)  # damaged: its checksum is wrong
+    gpt_header(data)
+    table = table_in(bytes(data))
+    assert "partitions 1 and 2 overlap" in table.reason
+    assert not table.partitions
+
+
 def test_a_gpt_with_an_absurd_number_of_partitions(gpt: Path) -> None:
     data = bytearray(gpt.read_bytes())
     data[-512:] = bytes(512)
@@ -477,6 +487,57 @@ def test_mutated_gpt_tables(
     if repaired:
         gpt_header(data)
     table_in(bytes(data), sector)
+
+
+_NUMBERS = st.integers(0, 40) | st.integers(16_380, 16_390) | st.integers(0, 2**64 - 1)
+
+
+@settings(deadline=None)
+@given(entries=st.dictionaries(st.integers(0, 15), st.tuples(_NUMBERS, _NUMBERS), max_size=6))
+def test_a_gpt_is_shown_as_it_is_or_not_at_all(
+    tmp_path_factory: pytest.TempPathFactory, entries: dict[int, tuple[int, int]]
+) -> None:
+    """Against a model: sets of sectors that must be inside of the disk and disjoint."""
+    data = bytearray(_made(tmp_path_factory, "gpt", SMALL_GPT))
+    sectors = len(data) // 512
+    data[1024 : 1024 + 16 * 128] = bytes(16 * 128)
+    for index, (first, last) in entries.items():
+        struct.pack_into("<16s16sQQ", data, 1024 + 128 * index, b"t" * 16, b"", first, last)
+    gpt_header(data, count=16)
+    inside = all(0 < first <= last < sectors for first, last in entries.values())
+    sizes = [last - first + 1 for first, last in entries.values()]
+    believable = inside and sum(sizes) == len(
+        {n for first, last in entries.values() for n in range(first, last + 1)}
+    )
+    table = table_in(bytes(data))
+    assert bool(table.reason) == (not believable)
+    expected = [
+        (index + 1, first * 512, (last - first + 1) * 512)
+        for index, (first, last) in sorted(entries.items())
+    ]
+    assert places(table) == (expected if believable else [])
+
+
+@st.composite
+def _chains(draw: st.DrawFn) -> list[tuple[int, int]]:
+    """Logical partitions as (sectors between the link and it, its length), in order."""
+    return draw(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=30))
+
+
+@given(_chains(), st.integers(1, 50))
+def test_a_chain_of_logical_partitions(chain: list[tuple[int, int]], first: int) -> None:
+    """Every one is found, at its place and with its number, wherever the chain begins."""
+    lengths = [gap + length for gap, length in chain]
+    data = mbr_with((0x0F, first, sum(lengths) + 1), size=MIB)
+    expected, at = [], first
+    for index, (gap, length) in enumerate(chain):
+        behind = at + gap + length
+        more = index + 1 < len(chain)
+        link = (5, behind - first, sum(chain[index + 1])) if more else (0, 0, 0)
+        write_slots(data, at, (0x83, gap, length), link)
+        expected.append((5 + index, (at + gap) * 512, length * 512))
+        at = behind
+    assert places(table_in(bytes(data))) == expected
 
 
 @settings(deadline=None)

@@ -1,6 +1,7 @@
 """GPT (UEFI specification, chapter 5): a header and an array of entries, at both ends of the disk.
 
-Each is covered by a CRC-32. The copy at the end is used when the one at the start is bad.
+Each is covered by a CRC-32. The copy at the end is used when the one at the start is damaged; not
+when it is whole and lies, for then the copy may just be an older lie.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ _UNUSED = bytes(16)
 
 
 def entries(disk: Disk) -> tuple[Entry, ...]:
-    """The partitions by the first good copy of the table; Damaged when neither is good."""
+    """The partitions by the first whole copy of the table; Damaged when it cannot be believed."""
     try:
-        return _copy(disk, 1)
+        found = _copy(disk, 1)
     except Damaged as primary:
         try:
-            return _copy(disk, disk.sectors - 1)
+            found = _copy(disk, disk.sectors - 1)
         except Damaged as backup:
             raise Damaged(f"{primary}; and in the copy at the end: {backup}") from backup
+    return checked(found, disk)
 
 
-def _copy(disk: Disk, at: int) -> tuple[Entry, ...]:
-    """The partitions by the table whose header is in sector `at`."""
+def _copy(disk: Disk, at: int) -> list[Entry]:
+    """The entries in use of the table whose header is in sector `at`, as they are."""
     header = disk.sector_at(at)
     (signature, _, length, crc, _, own, _, _, _, _, start, count, size, entries_crc) = (
         _HEADER.unpack_from(header)
@@ -48,7 +50,7 @@ def _copy(disk: Disk, at: int) -> tuple[Entry, ...]:
     array = disk.at(start, count * size)
     if zlib.crc32(array) != entries_crc:
         raise Damaged("the GPT entries do not match their checksum")
-    return checked(_used(array, size), disk)
+    return list(_used(array, size))
 
 
 def _crc(header: bytes) -> int:
