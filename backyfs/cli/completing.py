@@ -7,7 +7,19 @@ from pathlib import Path
 
 import click
 
-KEYWORDS = ("latest", "first", "all", "tag:", "trust:", "not(", "last(", "first(", "reverse(")
+KEYWORDS = (
+    "latest",
+    "first",
+    "all",
+    "tag:",
+    "trust:",
+    "yesterday",
+    "last-week",
+    "not(",
+    "last(",
+    "first(",
+    "reverse(",
+)
 
 
 def complete_spec(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 REFRESH_S = 0.5
 REVISIONS_MAX = 16384
-"""Records kept in memory, all VMs together (about 4 KiB each); the VM asked for always fits."""
+"""Records kept in memory, all VMs together (about 3 KiB each); the VM asked for always fits."""
 
 _SETTLED_NS = 2_000_000_000
 """A directory changed less than this ago may change again without a new time stamp (NFS)."""

@@ -16,6 +16,7 @@ import pytest
 from backyfs.partition import parse
 from backyfs.store.record import Record
 from backyfs.store.repository import Repository
+from bench import histories
 from tests.mount.mounts import Mounted, eventually, mounted, server_of
 from tests.mount.test_tree import EXTRA, WITHIN_S
 from tests.mount.test_use import loop_mounted
@@ -232,6 +233,20 @@ def test_walks_are_finite_and_go_through_no_link(tree: Path, records: list[Recor
     assert out("find", tree, "-xtype", "l") == ""  # no link leads nowhere
     listed = out("ls", "-lR", "--time-style=full-iso", tree, TZ="UTC").splitlines()
     assert sum("2025-11-16 03:30:00.000000000 +0000" in line for line in listed) > 5
+
+
+def test_listing_opens_nothing_but_records(tmp_path: Path) -> None:
+    """The maps and packs of these revisions do not even exist."""
+    base = tmp_path / "base"
+    base.mkdir()
+    histories.make(base, vms=3, revisions=20)
+    with mounted(base, tmp_path / "mnt") as mount:
+        idle = len(mount.descriptors())
+        found = out("find", mount.path, "-type", "f").splitlines()
+        assert len(found) == 3 * 20 * 4  # the image, two partitions, revision.json
+        listed = out("ls", "-lR", mount.path).splitlines()
+        assert sum(line.startswith("l") for line in listed) > 3 * (1 + 20 + 2 * 20)
+        assert len(mount.descriptors()) == idle
 
 
 def test_find_by_time(tree: Path, records: list[Record]) -> None:
