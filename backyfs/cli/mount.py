@@ -15,6 +15,7 @@ EPILOG = """\b
 Examples:
   backyfs -b /srv/backy mount /mnt/backy
   ls -l /mnt/backy/web01
+  ls -l /mnt/backy/web01/at/last-saturday/partitions
   cp --sparse=always /mnt/backy/web01/latest/disk.img /var/tmp/
   backyfs umount /mnt/backy
 

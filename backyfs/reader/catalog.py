@@ -78,8 +78,8 @@ class Vm:
     changed_ns: int
     quarantine_ns: int
     _damage: dict[str, tuple[Damage, ...]] = field(default_factory=dict, compare=False, repr=False)
-    _tagged: dict[str, tuple[Revision, ...]] = field(
-        default_factory=dict, compare=False, repr=False
+    _tagged: list[Mapping[str, tuple[Revision, ...]]] = field(
+        default_factory=list, compare=False, repr=False
     )
 
     @property
@@ -96,8 +96,9 @@ class Vm:
             for revision in self.revisions.values():
                 for tag in revision.state.tags:
                     found.setdefault(tag, []).append(revision)
-            self._tagged.update((tag, tuple(found[tag])) for tag in sorted(found))
-        return self._tagged
+            # In one step: another thread sees all of it or computes the same.
+            self._tagged.append({tag: tuple(found[tag]) for tag in sorted(found)})
+        return self._tagged[0]
 
     def damage(self, record: Record, *, wait: bool = True) -> tuple[Damage, ...]:
         """What is known to be damaged in a revision; computed when first asked for."""
