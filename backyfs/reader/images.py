@@ -10,17 +10,14 @@ Synchronous and safe from many threads; `sweep` must be called about once per se
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
 from backyfs.model import Extent
 from backyfs.reader.cache import CachedImage, FrameCache
+from backyfs.reader.shared import Lease, SharedImages
 from backyfs.store.contract import Buffer, Image, StoredImage
 from backyfs.store.record import Record
 from backyfs.store.repository import Repository
@@ -184,30 +181,6 @@ Key = tuple[str, str, str, bool]
 """Directory of the repository, revision, disk, and whether frames are checked."""
 
 
-class _Shared:
-    """An image and how many use it. `ready` is set once it was opened, or could not be."""
-
-    def __init__(self) -> None:
-        self.ready = threading.Event()
-        self.image: ReadableImage | None = None
-        self.users = 1
-        self.idle_since = 0.0
-
-
-class Lease:
-    """The right to read an image until `close`, which is harmless when repeated."""
-
-    def __init__(self, owner: OpenImages, key: Key, shared: _Shared, image: ReadableImage) -> None:
-        self.image = image
-        self._owner, self._key, self._shared = owner, key, shared
-        self._open = threading.Lock()
-
-    def close(self) -> None:
-        """Give the image back; never blocks."""
-        if self._open.acquire(blocking=False):
-            self._owner.release(self._key, self._shared)
-
-
 class OpenImages:
     """All images of one process, by repository, revision and disk."""
 
@@ -220,96 +193,32 @@ class OpenImages:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cache = cache
-        self._linger_s, self._images_max, self._clock = linger_s, images_max, clock
-        self._lock = threading.Lock()
-        self._table: dict[Key, _Shared] = {}
-        self._idle: OrderedDict[Key, _Shared] = OrderedDict()
+        self._images = SharedImages[Key, ReadableImage](
+            images_max=images_max, linger_s=lambda image: linger_s, clock=clock
+        )
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._images)
 
     def open(
         self, repository: Repository, record: Record, disk: str, *, check: bool = False
-    ) -> Lease:
+    ) -> Lease[ReadableImage]:
         """A lease of a disk. NoRevision, Corrupt; OSError ENFILE when too many are open.
 
         `check`: verify every frame that is read; without it a cow image's bytes are what its file
         system returns (packs frames are always verified).
         """
-        key = (str(repository.path), record.id, disk, check)
-        while True:
-            shared, mine = self._join(key)
-            if mine:
-                return self._open(key, shared, repository, record)
-            shared.ready.wait()
-            if shared.image is not None:
-                return Lease(self, key, shared, shared.image)
 
-    def _join(self, key: Key) -> tuple[_Shared, bool]:
-        """The entry of a key with one user more, and whether the caller must open its image."""
-        with self._lock:
-            shared = self._table.get(key)
-            if shared is not None:
-                shared.users += 1
-                self._idle.pop(key, None)
-                return shared, False
-            surplus = self._make_room()
-            shared = self._table[key] = _Shared()
-        _close(surplus)
-        return shared, True
-
-    def _make_room(self) -> list[_Shared]:
-        surplus = []
-        while len(self._table) >= self._images_max:
-            if not self._idle:
-                raise OSError(errno.ENFILE, f"{len(self._table)} images are open already")
-            surplus.append(self._take(next(iter(self._idle))))
-        return surplus
-
-    def _take(self, key: Key) -> _Shared:
-        del self._table[key]
-        return self._idle.pop(key)
-
-    def _open(self, key: Key, shared: _Shared, repository: Repository, record: Record) -> Lease:
-        _, _, disk, check = key
-        try:
+        def make() -> ReadableImage:
             stored = repository.open_disk(record, disk, check=check)
-            shared.image = readable(stored, record.disks[disk].digest, self.cache)
-        except BaseException:
-            with self._lock:
-                del self._table[key]
-            raise
-        finally:
-            shared.ready.set()
-        return Lease(self, key, shared, shared.image)
+            return readable(stored, record.disks[disk].digest, self.cache)
 
-    def release(self, key: Key, shared: _Shared) -> None:
-        """One user less (leases call this)."""
-        with self._lock:
-            shared.users -= 1
-            if not shared.users and self._table.get(key) is shared:
-                shared.idle_since = self._clock()
-                self._idle[key] = shared
+        return self._images.open((str(repository.path), record.id, disk, check), make)
 
     def sweep(self) -> None:
         """Close what nobody has used for `linger_s`."""
-        oldest = self._clock() - self._linger_s
-        with self._lock:
-            due = [key for key, shared in self._idle.items() if shared.idle_since <= oldest]
-            surplus = [self._take(key) for key in due]
-        _close(surplus)
+        self._images.sweep()
 
     def close(self) -> None:
         """Close all images, leased or not; for the end of the process."""
-        with self._lock:
-            surplus = list(self._table.values())
-            self._table.clear()
-            self._idle.clear()
-        _close(surplus)
-
-
-def _close(images: list[_Shared]) -> None:
-    for shared in images:
-        if shared.image is not None:
-            with contextlib.suppress(OSError):
-                shared.image.close()
+        self._images.close()

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from backyfs.errors import Corrupt, NoRevision
 from backyfs.reader.catalog import Revision, Vm
-from backyfs.reader.images import Lease, OpenImages, SliceImage, Text
+from backyfs.reader.images import OpenImages, ReadableImage, SliceImage, Text
+from backyfs.reader.shared import Lease
 from backyfs.reader.tree import attributes, document
 from backyfs.reader.tree.attributes import Attributes
 from backyfs.reader.tree.node import Kind, Node, NoEntry, Opened
@@ -113,7 +114,7 @@ def _lasting(inode: int, revision: Revision, size: int, data: int) -> Node:
 
 def _lease(
     vm: Vm, revision: Revision, disk: DiskRecord, images: OpenImages, check: bool
-) -> tuple[Lease, bool]:
+) -> tuple[Lease[ReadableImage], bool]:
     """A lease of a disk's image, and whether damage is known: then every byte is verified."""
     record = revision.record
     suspect = bool(vm.damage(record))
