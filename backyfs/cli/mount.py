@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from backyfs.cli import output
+from backyfs.cli import options, output
 from backyfs.cli.session import Session
 
 MIB = 1024 * 1024
+IDLE_MIN = 10
 
 EPILOG = """\b
 Examples:
@@ -19,8 +20,8 @@ Examples:
   cp --sparse=always /mnt/backy/web01/latest/disk.img /var/tmp/
   backyfs umount /mnt/backy
 
-The tree is read-only. New revisions appear and removed ones vanish within two seconds. A damaged
-part of an image is an I/O error for that part only."""
+The tree is read-only (but see --scratch). New revisions appear and removed ones vanish within two
+seconds. A damaged part of an image is an I/O error for that part only."""
 
 
 @click.command(epilog=EPILOG)
@@ -43,6 +44,14 @@ part of an image is an I/O error for that part only."""
 @click.option(
     "--check", is_flag=True, help="Verify every byte of cow revisions, too (packs always are)."
 )
+@click.option(
+    "--scratch",
+    metavar="DIR[:SIZE]",
+    type=options.SCRATCH,
+    help="Also show each image as DISK.rw.img, to which may be written; what is written is kept in"
+    " DIR (SIZE at most, such as 20G, all together) and dropped at the end of the mount, or when"
+    f" nobody had the file open for {IDLE_MIN} minutes.",
+)
 @click.pass_obj
 def command(
     session: Session,
@@ -51,6 +60,7 @@ def command(
     allow_other: bool,
     cache_mib: int,
     check: bool,
+    scratch: tuple[Path, int | None] | None,
 ) -> None:
     """Show the revisions of all VMs below the backup directory as a tree of files.
 
@@ -65,6 +75,8 @@ def command(
         allow_other=allow_other,
         cache_bytes=cache_mib * MIB,
         check=check,
+        scratch=scratch[0] if scratch else None,
+        scratch_bytes=scratch[1] if scratch else None,
         logging=Logging(session.logfile, session.verbose, session.quiet),
     )
     if not foreground:

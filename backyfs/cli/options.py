@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -31,6 +33,35 @@ class _Seconds(click.ParamType[float]):
 
 
 SECONDS = _Seconds()
+
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes from `512`, `20G`, `20GiB` (units of 1024); None when it is no such thing."""
+    found = _SIZE.fullmatch(text)
+    return int(found[1]) << _UNITS[found[2].upper()] if found else None
+
+
+class _Scratch(click.ParamType[tuple[Path, int | None]]):
+    """DIR or DIR:SIZE: where overlays are kept, and how many bytes they may take."""
+
+    name = "dir[:size]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Path, int | None]:
+        """Parse a word of the command line; a directory may have a colon in its name."""
+        directory, colon, size = str(value).rpartition(":")
+        if not colon or (bytes_max := parse_size(size)) is None:
+            return Path(value), None
+        if not directory:
+            self.fail(f"{value!r} names no directory", param, ctx)
+        return Path(directory), bytes_max
+
+
+SCRATCH = _Scratch()
 
 
 def as_json(function: F) -> F:

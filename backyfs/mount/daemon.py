@@ -33,6 +33,7 @@ from backyfs.mount.mountpoint import (
 )
 
 CACHE_BYTES_MAX = 64 << 20
+IDLE_S = 600.0
 _START_S = 30.0
 _END_S = 10.0
 
@@ -56,13 +57,18 @@ def mount(
     allow_other: bool = False,
     cache_bytes: int = CACHE_BYTES_MAX,
     check: bool = False,
+    scratch: Path | None = None,
+    scratch_bytes: int | None = None,
+    scratch_idle_s: float = IDLE_S,
     logging: Logging = Logging(),
 ) -> None:
     """Show the repositories below `base` (or the one in it) as a tree at `mountpoint`.
 
     Returns when the tree is ready; with `foreground`, when it was unmounted or SIGTERM or SIGINT
     came. `cache_bytes` bounds decoded frames in memory; `check` verifies every byte of cow
-    revisions, too. NoRepository, TargetError.
+    revisions, too. With a directory `scratch` each disk also appears as a file that may be written
+    to: what is written is kept in there, `scratch_bytes` at most, until the mount ends or nobody
+    has used it for `scratch_idle_s`. NoRepository, TargetError.
     """
     from backyfs.reader.catalog import Catalog
 
@@ -74,6 +80,9 @@ def mount(
         "allow_other": allow_other,
         "cache_bytes": cache_bytes,
         "check": check,
+        "scratch": str(scratch.absolute()) if scratch is not None else None,
+        "scratch_bytes": scratch_bytes,
+        "scratch_idle_s": scratch_idle_s,
     }
     if foreground:
         logs.configure(verbose=logging.verbose, quiet=logging.quiet, logfile=logging.logfile)
@@ -172,12 +181,16 @@ def _raise_unless_ready(line: bytes, point: Path) -> None:
 def _serve(settings: dict[str, Any], ready: Callable[[], None]) -> None:
     from backyfs.mount.serving import Options, serve
 
+    scratch = settings["scratch"]
     options = Options(
         Path(settings["base"]),
         Path(settings["mountpoint"]),
         allow_other=settings["allow_other"],
         cache_bytes=settings["cache_bytes"],
         check=settings["check"],
+        scratch=Path(scratch) if scratch is not None else None,
+        scratch_bytes=settings["scratch_bytes"],
+        scratch_idle_s=settings["scratch_idle_s"],
     )
     serve(options, ready)
 

@@ -27,8 +27,9 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Statvf
 
 from backyfs.errors import BackyfsError, Corrupt
 from backyfs.model import Extent
+from backyfs.mount.refusing import FixedNames
 from backyfs.reader.cache import ReadAhead
-from backyfs.reader.images import ReadableImage
+from backyfs.reader.images import ReadableImage, WritableImage
 from backyfs.reader.tree import Kind, Node, NoEntry, Opened, Tree
 from backyfs.reader.tree.attributes import PREFIX
 from backyfs.store.contract import Buffer
@@ -52,8 +53,10 @@ _RECENT = 8
 A single slow one says nothing: the machine may be busy."""
 READ_AHEAD_BYTES = 4 << 20
 _READERS = 4
+_WRITERS = 2
 _CATALOG_READERS = 2
 _PASSED_ON = {errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.ESTALE}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REMEMBERED_ERRORS = 1024
 
 _MODES = {
@@ -61,6 +64,7 @@ _MODES = {
     Kind.FILE: stat.S_IFREG | 0o444,
     Kind.LINK: stat.S_IFLNK | 0o777,
 }
+_WRITABLE_MODE = stat.S_IFREG | 0o600
 
 
 def _guarded(
@@ -97,8 +101,8 @@ class _File:
             self.opened.close()
 
 
-class Handlers(pyfuse3.Operations):
-    """The requests of one mount. `nursery` must be set before the first one: it runs the
+class Handlers(FixedNames):
+    """The requests of one mount, of `tree`. `nursery` must be set before the first one: it runs the
     read-ahead and ends with the mount.
     """
 
@@ -110,13 +114,14 @@ class Handlers(pyfuse3.Operations):
 
     def __init__(self, tree: Tree) -> None:
         super().__init__()
-        self._tree = tree
+        self.tree = tree
         self._files: dict[int, _File] = {}
         self._listings: dict[int, list[tuple[str, Node]]] = {}
         self._numbers = itertools.count(1)
         self._recent_s: deque[float] = deque([0.0], maxlen=_RECENT)
         self._reported: dict[str, None] = {}
         self._readers = trio.CapacityLimiter(_READERS)
+        self._writers = trio.CapacityLimiter(_WRITERS)
         self._ahead = trio.CapacityLimiter(1)
         self._catalog = trio.CapacityLimiter(_CATALOG_READERS)
         self._owner = (os.getuid(), os.getgid())
@@ -125,12 +130,12 @@ class Handlers(pyfuse3.Operations):
 
     @_guarded
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        return self._attributes(await self._ask(self._tree.child, parent_inode, os.fsdecode(name)))
+        return self._attributes(await self._ask(self.tree.child, parent_inode, os.fsdecode(name)))
 
     @_guarded
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         try:
-            return self._attributes(await self._ask(self._tree.node, inode))
+            return self._attributes(await self._ask(self.tree.node, inode))
         except NoEntry:
             # Removed, but still open somewhere: an open file keeps working.
             for file in self._files.values():
@@ -140,14 +145,14 @@ class Handlers(pyfuse3.Operations):
 
     @_guarded
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        node = await self._ask(self._tree.node, inode)
+        node = await self._ask(self.tree.node, inode)
         if node.kind is not Kind.LINK:
             raise FUSEError(errno.EINVAL)
         return os.fsencode(node.target)
 
     @_guarded
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
-        found = await self._ask(self._tree.attributes, inode)
+        found = await self._ask(self.tree.attributes, inode)
         return [os.fsencode(PREFIX + name) for name in found]
 
     @_guarded
@@ -159,7 +164,7 @@ class Handlers(pyfuse3.Operations):
             raise FUSEError(errno.EOPNOTSUPP)
         if not key.startswith(PREFIX):
             raise FUSEError(errno.ENODATA)
-        value = (await self._ask(self._tree.attributes, inode)).get(key.removeprefix(PREFIX))
+        value = (await self._ask(self.tree.attributes, inode)).get(key.removeprefix(PREFIX))
         if value is None:
             raise FUSEError(errno.ENODATA)
         return value.encode()
@@ -167,7 +172,7 @@ class Handlers(pyfuse3.Operations):
     @_guarded
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         # One listing per open directory: it stays as it was while it is read in parts.
-        listing = await self._ask(self._tree.children, inode)
+        listing = await self._ask(self.tree.children, inode)
         number = next(self._numbers)
         self._listings[number] = listing
         return number
@@ -188,7 +193,7 @@ class Handlers(pyfuse3.Operations):
 
     @_guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        base = self._tree.catalog.base
+        base = self.tree.catalog.base
         found = await trio.to_thread.run_sync(os.statvfs, base, limiter=self._catalog)
         answer = StatvfsData()
         for name in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail"):
@@ -206,7 +211,7 @@ class Handlers(pyfuse3.Operations):
     def _attributes(self, node: Node) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = node.inode
-        entry.st_mode = _MODES[node.kind]
+        entry.st_mode = _WRITABLE_MODE if node.writable else _MODES[node.kind]
         entry.st_nlink = 1
         entry.st_uid, entry.st_gid = self._owner
         entry.st_size = node.size
@@ -222,12 +227,17 @@ class Handlers(pyfuse3.Operations):
     @_guarded
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY:
-            raise FUSEError(errno.EROFS)
-        opened = await trio.to_thread.run_sync(self._tree.open, inode, limiter=self._readers)
+            node = await self._ask(self.tree.node, inode)
+            if not node.writable:
+                raise FUSEError(errno.EROFS)
+            if flags & os.O_TRUNC:
+                raise FUSEError(errno.EPERM)
+        opened = await trio.to_thread.run_sync(self.tree.open, inode, limiter=self._readers)
         number = next(self._numbers)
         self._files[number] = _File(number, opened, ReadAhead(opened.node.size))
         lasts = opened.node.lasts
-        # What may have changed is read past the page cache, which would cut it to its former size.
+        # What may change is read past the page cache, which would cut it to its former size, or
+        # still have what was dropped with an overlay.
         keep = lasts and not opened.suspect
         return FileInfo(fh=number, keep_cache=keep, direct_io=not lasts)
 
@@ -272,6 +282,50 @@ class Handlers(pyfuse3.Operations):
         finally:
             file.release()
 
+    @_guarded
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        file = self._files[fh]
+        view = self._writable(file)
+        count = min(len(buf), view.size - off)
+        if count <= 0:
+            raise FUSEError(errno.ENOSPC)  # as a block device says it
+        await self._changing(file, view.write, off, memoryview(buf)[:count])
+        return count
+
+    @_guarded
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        file = self._files[fh]
+        if file.opened.writable is not None:
+            await self._changing(file, file.opened.writable.flush)
+
+    def _writable(self, file: _File) -> WritableImage:
+        if file.opened.writable is None:
+            raise FUSEError(errno.EROFS)
+        return file.opened.writable
+
+    async def _changing(self, file: _File, change: Callable[..., None], *args: object) -> None:
+        file.users += 1
+        try:
+            await trio.to_thread.run_sync(change, *args, limiter=self._writers)
+        finally:
+            file.release()
+
+    @_guarded
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        node = await self._ask(self.tree.node, inode)
+        if not node.writable:
+            raise FUSEError(errno.EROFS)
+        if not fields.update_size or attr.st_size != node.size:
+            raise FUSEError(errno.EPERM)  # it is a disk: neither size nor owner can be changed
+        return self._attributes(node)
+
     def _in_thread(self, image: ReadableImage, offset: int, length: int) -> Buffer:
         if length > INLINE_BYTES_MAX:
             return image.read(offset, length)
@@ -301,7 +355,7 @@ class Handlers(pyfuse3.Operations):
 
     def _due(self, file: _File) -> Extent | None:
         """What to decode ahead now; all files together get a quarter of the cache for it."""
-        share = self._tree.images.cache.bytes_max // (4 * len(self._files))
+        share = self.tree.images.cache.bytes_max // (4 * len(self._files))
         return file.ahead.due(min(READ_AHEAD_BYTES, share))
 
     # The end
@@ -318,6 +372,10 @@ class Handlers(pyfuse3.Operations):
             return errno.ENOENT
         if isinstance(exc, MemoryError):
             return errno.ENOMEM
+        if isinstance(exc, OSError) and exc.errno in _FULL:
+            if self._is_news("full"):
+                log.warning("no space left for what is written", {"why": exc})
+            return errno.ENOSPC
         if isinstance(exc, OSError) and exc.errno in _PASSED_ON:
             log.warning("request failed", {"request": operation, "why": exc})
             return exc.errno

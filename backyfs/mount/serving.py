@@ -30,6 +30,8 @@ from backyfs.mount.mountpoint import FSTYPE, beacon, mounted_at
 from backyfs.reader.cache import CACHE_BYTES_MAX, FrameCache
 from backyfs.reader.catalog import Catalog
 from backyfs.reader.images import OpenImages
+from backyfs.reader.overlay import Scratch
+from backyfs.reader.scratch import IDLE_S, ScratchViews
 from backyfs.reader.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -41,13 +43,16 @@ _ANSWER_S = 20.0
 _SWEEP_S = 1.0
 _M_ARENA_MAX = -8
 _GC_THRESHOLD = 20_000
+_PR_SET_IO_FLUSHER = 57
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """What to mount where. `base` and `mountpoint` are absolute; `cache_bytes` bounds decoded
     frames in memory; `allow_other` lets other users in, to all of it; `check` verifies every byte
-    of cow revisions, too.
+    of cow revisions, too. With a directory `scratch`, disks may be written to: what is written is
+    kept in there, `scratch_bytes` at most (None: no bound), until the mount ends or nobody has
+    used it for `scratch_idle_s`.
     """
 
     base: Path
@@ -55,19 +60,26 @@ class Options:
     allow_other: bool = False
     cache_bytes: int = CACHE_BYTES_MAX
     check: bool = False
+    scratch: Path | None = None
+    scratch_bytes: int | None = None
+    scratch_idle_s: float = IDLE_S
 
 
 def serve(options: Options, ready: Callable[[], None]) -> None:
     """Mount and serve until the end; `ready` is called once the tree answers. TargetError."""
     _bound_resources()
     keep_freed_blocks()
+    views = _views(options)
     logging.getLogger("pyfuse3").setLevel(logging.CRITICAL)  # else a word per interrupted request
     images = OpenImages(FrameCache(options.cache_bytes))
-    handlers = Handlers(Tree(Catalog(options.base), images, check=options.check))
+    tree = Tree(Catalog(options.base), images, check=options.check, views=views)
+    handlers = Handlers(tree)
     _mount(handlers, options)
     try:
-        trio.run(_serve, options, handlers, images, ready)
+        trio.run(_serve, options, handlers, ready)
     finally:
+        if views is not None:
+            views.close()
         images.close()
     log.info("unmounted", {"mountpoint": options.mountpoint})
 
@@ -84,14 +96,21 @@ def _bound_resources() -> None:
     gc.set_threshold(_GC_THRESHOLD, 10, 100)
 
 
-async def _serve(
-    options: Options, handlers: Handlers, images: OpenImages, ready: Callable[[], None]
-) -> None:
+def _views(options: Options) -> ScratchViews | None:
+    if options.scratch is None:
+        return None
+    # The kernel must not hold us up until data is written back that only we can write back.
+    ctypes.CDLL(None).prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+    scratch = Scratch(options.scratch, options.scratch_bytes, base=options.base)
+    return ScratchViews(scratch, idle_s=options.scratch_idle_s)
+
+
+async def _serve(options: Options, handlers: Handlers, ready: Callable[[], None]) -> None:
     try:
         async with trio.open_nursery() as nursery:
             handlers.nursery = nursery
             await nursery.start(_end_on_signal)
-            nursery.start_soon(_sweep, images)
+            nursery.start_soon(_sweep, handlers.tree)
             nursery.start_soon(_announce, options, ready)
             mount = mounted_at(options.mountpoint)
             if mount is not None:
@@ -105,7 +124,8 @@ async def _serve(
 
 
 def _mount(handlers: Handlers, options: Options) -> None:
-    names = {"ro", "nosuid", "nodev", "default_permissions", "auto_unmount"}
+    names = {"nosuid", "nodev", "default_permissions", "auto_unmount"}
+    names.add("ro" if options.scratch is None else "rw")
     names |= {f"fsname={_NAME}", f"subtype={_NAME}"}
     if options.allow_other:
         names.add("allow_other")
@@ -187,7 +207,9 @@ async def _end_on_signal(
             pyfuse3.terminate()
 
 
-async def _sweep(images: OpenImages) -> None:
+async def _sweep(tree: Tree) -> None:
     while True:
         await trio.sleep(_SWEEP_S)
-        await trio.to_thread.run_sync(images.sweep)
+        if tree.views is not None:
+            await trio.to_thread.run_sync(tree.views.sweep)
+        await trio.to_thread.run_sync(tree.images.sweep)

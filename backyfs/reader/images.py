@@ -52,6 +52,16 @@ class ReadableImage(Protocol):
         """Make a later `read` of the extent cheap; reports no damage."""
 
 
+class WritableImage(ReadableImage, Protocol):
+    """An image that can be written to: a view, of which nothing lasts."""
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Replace bytes. ValueError outside the image; OSError, ENOSPC when nothing is left."""
+
+    def flush(self) -> None:
+        """Have errors of earlier writes told. OSError."""
+
+
 class RawImage:
     """An image that is a plain file (cow): the kernel's page cache is its cache."""
 
@@ -169,6 +179,22 @@ class SliceImage:
         if offset < 0 or length < 0 or offset + length > self._size:
             raise ValueError(f"bytes {offset}+{length} lie outside the slice's {self._size}")
         return self._start + offset
+
+
+class WritableSlice(SliceImage):
+    """A slice of an image that can be written to."""
+
+    def __init__(self, image: WritableImage, start: int, size: int) -> None:
+        super().__init__(image, start, size)
+        self._writable = image
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Replace bytes. ValueError outside the slice; OSError, ENOSPC when nothing is left."""
+        self._writable.write(self._place(offset, len(data)), data)
+
+    def flush(self) -> None:
+        """Have errors of earlier writes told. OSError."""
+        self._writable.flush()
 
 
 def readable(image: StoredImage, digest: str, cache: FrameCache) -> ReadableImage:

@@ -19,6 +19,7 @@ import errno
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -76,7 +77,7 @@ class Scratch:
         return self._used
 
     def overlay(self, image: ReadableImage) -> Overlay:
-        """A new overlay over `image`, which is closed with it. OSError."""
+        """A new overlay over `image`, which must stay open as long as it. OSError."""
         return Overlay(self, image, self._unnamed_file())
 
     def reserve(self, count: int) -> None:
@@ -117,7 +118,9 @@ def _refuse_inside_store(directory: Path, base: Path | None) -> None:
 
 
 class Overlay:
-    """A writable view of an image; what was written is gone when it is closed.
+    """A writable view of an image, which stays open longer; what was written is gone when closed.
+
+    `changed_ns`: when it was last written to (Unix time; 0 = never).
 
     Methods that take a range raise ValueError when it lies outside the image; those that read
     raise what the image raises; those that write raise OSError ENOSPC when the quota or the file
@@ -130,6 +133,7 @@ class Overlay:
         self._written = BlockSet()
         self._zeroed = BlockSet()  # of those written: what is zero, and not in the file
         self._used = 0
+        self.changed_ns = 0
 
     @property
     def size(self) -> int:
@@ -255,7 +259,7 @@ class Overlay:
         os.fdatasync(self._fd)
 
     def close(self) -> None:
-        """Drop what was written, and close the image. Harmless when repeated."""
+        """Drop what was written. Harmless when repeated."""
         with self._lock:
             if self._fd < 0:
                 return
@@ -263,7 +267,6 @@ class Overlay:
             self._fd = -1
             self._scratch.release(self._used)
             self._used = 0
-        self._image.close()
 
     def _check(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self._size:
@@ -297,6 +300,7 @@ class Overlay:
         self._used += count
         self._written.add(first, stop)
         self._zeroed.remove(first, stop)
+        self.changed_ns = time.time_ns()
 
     def _widened(self, offset: int, data: Buffer) -> tuple[int, Buffer]:
         """What is to be written, filled up to whole blocks with what is there."""
@@ -319,6 +323,7 @@ class Overlay:
             # In this order: a block that is marked as written must never look as if in the file.
             self._zeroed.add(start, end)
             self._written.add(start, end)
+        self.changed_ns = time.time_ns()
 
     def _punch(self, first: int, stop: int) -> bool:
         """Give blocks back to the file system; whether it can."""

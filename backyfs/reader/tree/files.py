@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from backyfs.errors import Corrupt, NoRevision
 from backyfs.reader.catalog import Revision, Vm
-from backyfs.reader.images import OpenImages, ReadableImage, SliceImage, Text
+from backyfs.reader.images import (
+    OpenImages,
+    ReadableImage,
+    SliceImage,
+    Text,
+    WritableImage,
+    WritableSlice,
+)
+from backyfs.reader.scratch import ScratchViews
 from backyfs.reader.shared import Lease
 from backyfs.reader.tree import attributes, document
 from backyfs.reader.tree.attributes import Attributes
 from backyfs.reader.tree.node import Kind, Node, NoEntry, Opened
 from backyfs.reader.tree.slices import Slice
-from backyfs.store.record import DiskRecord
+from backyfs.store.record import DiskRecord, Record
 
 
 class File(Protocol):
@@ -73,6 +83,10 @@ class ImageFile:
         lease, suspect = _lease(self.vm, self.revision, self.disk, images, check)
         return Opened(node, lease.image, lease.close, suspect)
 
+    def window(self, view: WritableImage) -> WritableImage:
+        """Its part of a view of the disk: all of it."""
+        return view
+
     def attributes(self) -> Attributes:
         """Which disk, and its digest."""
         return attributes.of_disk(self.disk)
@@ -103,9 +117,53 @@ class SliceFile:
         image = SliceImage(lease.image, partition.start, partition.length)
         return Opened(node, image, lease.close, suspect)
 
+    @property
+    def disk(self) -> DiskRecord:
+        """The disk it is a part of."""
+        return self.slice.disk
+
+    def window(self, view: WritableImage) -> WritableImage:
+        """Its part of a view of the disk."""
+        return WritableSlice(view, self.slice.partition.start, self.slice.partition.length)
+
     def attributes(self) -> Attributes:
         """Which partition of which disk, where it lies and what is in it."""
         return attributes.of_slice(self.slice.disk, self.slice.partition)
+
+
+@dataclass(frozen=True, slots=True)
+class ScratchFile:
+    """DISK.rw.img, partitions/N.rw.img: what `file` shows, in a view that may be written to.
+
+    All files of a disk are windows of one view.
+    """
+
+    file: ImageFile | SliceFile
+    views: ScratchViews
+
+    def node(self, inode: int, *, wait: bool) -> Node:
+        """Its time is that of the last write."""
+        file = self.file
+        changed = self.views.changed_ns(file.vm.repository, file.revision.record, file.disk.name)
+        return replace(
+            file.node(inode, wait=wait),
+            mtime_ns=max(file.revision.time_ns, changed),
+            lasts=False,
+            writable=True,
+        )
+
+    def open(self, node: Node, images: OpenImages, *, check: bool) -> Opened:
+        """A lease of the view, which all share who open it."""
+        file, record = self.file, self.file.revision.record
+        check = check or bool(file.vm.damage(record))
+        with _removed_meanwhile(file.vm, record):
+            lease = self.views.open(images, file.vm.repository, record, file.disk.name, check=check)
+        image = file.window(lease.image.overlay)
+        return Opened(node, image, lease.close, writable=image)
+
+    def attributes(self) -> Attributes:
+        """Those of the file, but for the digest, which holds until it is written to."""
+        return {name: text for name, text in self.file.attributes().items() if name != "digest"}
 
 
 def _lasting(inode: int, revision: Revision, size: int, data: int) -> Node:
@@ -118,8 +176,15 @@ def _lease(
     """A lease of a disk's image, and whether damage is known: then every byte is verified."""
     record = revision.record
     suspect = bool(vm.damage(record))
-    try:
+    with _removed_meanwhile(vm, record):
         return images.open(vm.repository, record, disk.name, check=check or suspect), suspect
+
+
+@contextlib.contextmanager
+def _removed_meanwhile(vm: Vm, record: Record) -> Iterator[None]:
+    """Turn the errors of opening a revision into NoEntry when it was removed just now."""
+    try:
+        yield
     except (Corrupt, NoRevision) as exc:
         if vm.repository.layout.record(record.id).exists():
             raise

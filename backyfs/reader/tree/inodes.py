@@ -22,15 +22,17 @@ REVISION_JSON, PARTITIONS, LINK, LINK_UP, LINK_UP_UP = 1, 2, 3, 4, 5
 DISK_LEAVES = 1024
 # Leaves of a disk, counted from its first one
 IMAGE, SLICES = 0, 256
+# In a revision's section: the writable view of the file at the leaf without this bit
+SCRATCH = 1 << 20
 
-_LEAF_BITS = 20
-_SECTION_BITS = 43
+_LEAF_BITS = 21
+_SECTION_BITS = 42
 Section = tuple[str, str]
 """A VM's name and a part of its tree: "" (the VM's directory), a revision id, or by-tag/TAG."""
 
 
 class Inodes:
-    """Inode numbers: a 43-bit hash of the section, then 20 bits for the leaf in it.
+    """Inode numbers: a 42-bit hash of the section, then 21 bits for the leaf in it.
 
     The hash makes them the same in every mount of a store. Sections are remembered as long as
     their VM shows them, to find the way back and to give colliding ones another number.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from backyfs.errors import NoRevision
-from backyfs.reader.images import ReadableImage
+from backyfs.reader.images import ReadableImage, WritableImage
 
 ROOT = 1
 """The inode number of the root directory, as FUSE has it."""
@@ -31,7 +31,7 @@ class Node:
 
     `size` and `data` (bytes that take space) are in bytes, `mtime_ns` is Unix time. `lasts`: no
     attribute of it will ever change. `name_lasts`: its name leads to it as long as its directory
-    exists.
+    exists. `writable`: it may be written to.
     """
 
     inode: int
@@ -42,16 +42,19 @@ class Node:
     target: str = ""
     lasts: bool = False
     name_lasts: bool = False
+    writable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A file open for reading; `close` gives it back and never blocks.
+    """An open file; `close` gives it back and never blocks.
 
-    `suspect`: damage is known, so what was read of it before may not be kept.
+    `suspect`: damage is known, so what was read of it before may not be kept. `writable`: the image
+    again if it may be written to.
     """
 
     node: Node
     image: ReadableImage
     close: Callable[[], None]
     suspect: bool = False
+    writable: WritableImage | None = None

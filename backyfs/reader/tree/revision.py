@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backyfs.reader.catalog import Revision, Vm
+from backyfs.reader.scratch import ScratchViews
 from backyfs.reader.tree import attributes, inodes, slices
 from backyfs.reader.tree.attributes import Attributes
-from backyfs.reader.tree.files import File, ImageFile, RecordFile, SliceFile
+from backyfs.reader.tree.files import File, ImageFile, RecordFile, ScratchFile, SliceFile
 from backyfs.reader.tree.inodes import Inodes
 from backyfs.reader.tree.node import Kind, Node, NoEntry
 from backyfs.reader.tree.section import Listing
@@ -15,6 +16,7 @@ from backyfs.reader.tree.section import Listing
 IMAGE_SUFFIX = ".img"
 REVISION_JSON = "revision.json"
 PARTITIONS = "partitions"
+SCRATCH_SUFFIX = ".rw.img"
 
 _UP = {inodes.LINK: "", inodes.LINK_UP: "../", inodes.LINK_UP_UP: "../../"}
 _DIRECTORIES = (inodes.DIRECTORY, inodes.PARTITIONS)
@@ -22,11 +24,12 @@ _DIRECTORIES = (inodes.DIRECTORY, inodes.PARTITIONS)
 
 @dataclass(frozen=True, slots=True)
 class RevisionSection:
-    """One revision as files. `base` is the number of its section."""
+    """One revision as files. `base` is the number of its section; `views` makes writable ones."""
 
     vm: Vm
     revision: Revision
     base: int
+    views: ScratchViews | None = None
 
     def node(self, leaf: int, *, wait: bool) -> Node:
         """What a leaf looks like. NoEntry."""
@@ -73,6 +76,13 @@ class RevisionSection:
 
     def _names(self, leaf: int, *, every: bool = False) -> dict[str, int]:
         """The leaves in directory `leaf` by name. `every`: those, too, that are not listed."""
+        found = self._read_only(leaf, every)
+        if self.views is None:
+            return found
+        # A disk may have the name of another one's view.
+        return found | {name: at for name, at in _writable(found).items() if name not in found}
+
+    def _read_only(self, leaf: int, every: bool) -> dict[str, int]:
         record = self.revision.record
         if leaf == inodes.PARTITIONS:
             pieces = slices.of(record)
@@ -92,8 +102,13 @@ class RevisionSection:
 
     def file(self, leaf: int) -> File:
         """The file at a leaf. NoEntry."""
+        if leaf & inodes.SCRATCH and self.views is not None:
+            return ScratchFile(self._image(leaf ^ inodes.SCRATCH), self.views)
         if leaf == inodes.REVISION_JSON:
             return RecordFile(self.vm, self.revision)
+        return self._image(leaf)
+
+    def _image(self, leaf: int) -> ImageFile | SliceFile:
         disks = self.revision.record.disks
         index, rest = divmod(leaf, inodes.DISK_LEAVES)
         if 0 < index <= len(disks):
@@ -112,6 +127,17 @@ class RevisionSection:
         return attributes.of_revision(self.vm, self.revision, wait=wait) | own
 
 
-def section(vm: Vm, revision: Revision, numbers: Inodes) -> RevisionSection:
-    """A revision of a VM as files."""
-    return RevisionSection(vm, revision, numbers.base(vm.name, revision.record.id))
+def _writable(names: dict[str, int]) -> dict[str, int]:
+    """The views of the images among `names`."""
+    return {
+        name.removesuffix(IMAGE_SUFFIX) + SCRATCH_SUFFIX: leaf | inodes.SCRATCH
+        for name, leaf in names.items()
+        if name.endswith(IMAGE_SUFFIX)
+    }
+
+
+def section(
+    vm: Vm, revision: Revision, numbers: Inodes, views: ScratchViews | None = None
+) -> RevisionSection:
+    """A revision of a VM as files, with writable ones if there are `views`."""
+    return RevisionSection(vm, revision, numbers.base(vm.name, revision.record.id), views)

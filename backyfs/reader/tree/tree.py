@@ -5,6 +5,7 @@ from __future__ import annotations
 from backyfs.errors import NoRepository, Unsupported
 from backyfs.reader.catalog import Catalog, Vm
 from backyfs.reader.images import OpenImages
+from backyfs.reader.scratch import ScratchViews
 from backyfs.reader.tree import inodes, revision, vm
 from backyfs.reader.tree.attributes import Attributes
 from backyfs.reader.tree.inodes import Inodes
@@ -17,7 +18,8 @@ class Tree:
     """The files of a catalog; `images` opens what is read.
 
     `check`: verify every byte that is read, of cow revisions too. Where damage is known, this is
-    done anyhow. `clock` is for the names of times in `at`.
+    done anyhow. `views`: also show each image as a file that may be written to. `clock` is for the
+    names of times in `at`.
     """
 
     def __init__(
@@ -26,9 +28,10 @@ class Tree:
         images: OpenImages,
         *,
         check: bool = False,
+        views: ScratchViews | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.catalog, self.images = catalog, images
+        self.catalog, self.images, self.views = catalog, images, views
         self._check, self._clock = check, clock
         self._inodes = Inodes()
         self._shown: dict[str, int] = {}
@@ -60,7 +63,7 @@ class Tree:
         return self._section(name, part, wait).children(leaf, wait=wait)
 
     def open(self, inode: int) -> Opened:
-        """Open a file for reading; does input and output. NoEntry, Corrupt."""
+        """Open a file; does input and output. NoEntry, Corrupt, OSError."""
         (name, part), leaf = self._inodes.find(inode)
         file = self._section(name, part, wait=True).file(leaf)
         return file.open(file.node(inode, wait=True), self.images, check=self._check)
@@ -92,7 +95,7 @@ class Tree:
         found = view.revisions.get(part)
         if found is None:
             raise NoEntry(f"{name}: no revision {part}")
-        return revision.section(view, found, self._inodes)
+        return revision.section(view, found, self._inodes, self.views)
 
     def _view(self, name: str, wait: bool, *, any_age: bool) -> Vm:
         try:
