@@ -1,4 +1,5 @@
-"""Reads partition tables: GPT and MBR, from the bytes of an image, which nobody vouches for.
+"""What the bytes of an image say, for which nobody vouches: its partition table (GPT or MBR), which
+file systems there are, and whether they were unmounted.
 
 Invariants, whatever the bytes: no exception, no partition outside of the disk, no two that
 overlap, bounded work. A table that is damaged or lies yields no partitions and a reason: a slice
