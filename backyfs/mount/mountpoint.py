@@ -21,16 +21,27 @@ from pathlib import Path
 from backyfs.errors import TargetError
 
 FSTYPE = "fuse.backyfs"
+_SOURCE = "backyfs:"
 _COMMAND_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of mountinfo: a file system and where it is mounted. `device` is "major:minor"."""
+    """One line of mountinfo: a file system and where it is mounted.
+
+    `device` is "major:minor", `source` what was mounted: a block device, or what `source_of` makes.
+    """
 
     point: Path
     fstype: str
     device: str
+    source: str
+    writable: bool
+
+
+def source_of(base: Path) -> str:
+    """What the list of mounts shows as the source of a mount of `base`."""
+    return f"{_SOURCE}{base}"
 
 
 def mounts() -> list[Mount]:
@@ -41,8 +52,14 @@ def mounts() -> list[Mount]:
 
 def _parsed(line: bytes) -> Mount:
     fields = line.split()
-    fstype = fields[fields.index(b"-") + 1]
-    return Mount(Path(_unescaped(fields[4])), fstype.decode(), fields[2].decode())
+    fstype, source = fields[fields.index(b"-") + 1 :][:2]
+    return Mount(
+        Path(_unescaped(fields[4])),
+        fstype.decode(),
+        fields[2].decode(),
+        _unescaped(source),
+        writable=b"rw" in fields[5].split(b","),
+    )
 
 
 def _unescaped(field: bytes) -> str:
@@ -133,11 +150,12 @@ def prepare(mountpoint: Path, base: Path) -> Path:
             f"{point} lies inside the store {base}",
             hint="choose a mountpoint outside of it, such as /mnt/backyfs",
         )
-    if mounted_at(point) is not None:
+    if (found := mounted_at(point)) is not None:
+        command = "backyfs umount" if found.fstype == FSTYPE else "umount"
         raise TargetError(
-            f"{point} has a file system mounted already", hint=f"run: backyfs umount {point}"
+            f"{point} has a file system mounted already", hint=f"run: {command} {point}"
         )
-    if any(os.scandir(point)):
+    if os.listdir(point):
         raise TargetError(f"{point} is not empty", hint="mount on an empty directory")
     return point
 
@@ -178,8 +196,11 @@ def is_dead(mount: Mount) -> bool:
     return False
 
 
-def unmount(point: Path, *, lazy: bool) -> None:
-    """Take a mount away with the system's tool. TargetError, also when it is busy."""
+def unmount(point: Path, *, lazy: bool, again: str = "") -> None:
+    """Take a mount away with the system's tool. TargetError, also when it is busy.
+
+    `again` is the command that detaches it all the same, for the message.
+    """
     if os.geteuid() == 0:
         command = ["umount", *(["-l"] if lazy else []), "--", str(point)]
     else:
@@ -197,7 +218,8 @@ def unmount(point: Path, *, lazy: bool) -> None:
     if "busy" in done.stderr:
         raise TargetError(
             f"{point} is busy: files or directories in it are in use",
-            hint=f"see who: fuser -vm {point}; or detach it now: backyfs umount --lazy {point}",
+            hint=f"see who: fuser -vm {point}; or detach it now: "
+            + (again or f"backyfs umount --lazy {point}"),
         )
     reason = (done.stderr.strip() or f"{command[0]} ended with {done.returncode}").splitlines()[-1]
     raise TargetError(f"cannot unmount {point}: {reason}")

@@ -26,7 +26,7 @@ import trio
 from backyfs.allocator import keep_freed_blocks
 from backyfs.errors import TargetError
 from backyfs.mount.handlers import Handlers
-from backyfs.mount.mountpoint import FSTYPE, beacon, mounted_at
+from backyfs.mount.mountpoint import FSTYPE, beacon, mounted_at, source_of
 from backyfs.reader.cache import CACHE_BYTES_MAX, FrameCache
 from backyfs.reader.catalog import Catalog
 from backyfs.reader.images import OpenImages
@@ -126,7 +126,8 @@ async def _serve(options: Options, handlers: Handlers, ready: Callable[[], None]
 def _mount(handlers: Handlers, options: Options) -> None:
     names = {"nosuid", "nodev", "default_permissions", "auto_unmount"}
     names.add("ro" if options.scratch is None else "rw")
-    names |= {f"fsname={_NAME}", f"subtype={_NAME}"}
+    source = source_of(options.base).replace("\\", "\\\\").replace(",", "\\,")
+    names |= {f"fsname={source}", f"subtype={_NAME}"}
     if options.allow_other:
         names.add("allow_other")
     with tempfile.TemporaryFile() as said:

@@ -1,0 +1,263 @@
+"""A guest's file system, mounted from a revision: a loop device over a file of the tree.
+
+The tree is one that is mounted already, or a private one. A private one is detached as soon as its
+file is open: its process serves on until the loop device lets go of the file, and ends. The loop
+device goes away by itself when the file system is unmounted. So nothing is written down anywhere;
+what `unloop` needs to know, the kernel knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from backyfs.errors import NoRevision, TargetError
+from backyfs.mount import daemon
+from backyfs.mount.guest import (
+    SAFE_OPTIONS,
+    Place,
+    Plan,
+    Wishes,
+    btrfs_uuid,
+    journal_at,
+    locate,
+    plan,
+)
+from backyfs.mount.loopdevice import attached, backing
+from backyfs.mount.mountpoint import (
+    FSTYPE,
+    Mount,
+    absolute,
+    mounted_at,
+    mounts,
+    prepare,
+    serving,
+    source_of,
+    unmount,
+)
+from backyfs.partition.disk import Read
+from backyfs.reader.tree.revision import IMAGE_SUFFIX, SCRATCH_SUFFIX
+from backyfs.store.record import Record
+from backyfs.store.repository import Repository
+
+SCRATCH = Path("/var/tmp")
+_PRIVATE = "backyfs-loop-"
+_MARK = "backyfs:"
+_COMMAND_S = 120.0
+_END_S = 10.0
+_NAMED = ("ext2", "ext3", "ext4", "xfs", "btrfs")
+"""Kinds whose name is that of the kernel's file system; for others mount(8) finds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What was mounted: `device` at `mountpoint`, a file system at `place` mounted as `plan` says.
+
+    `options` are those given to mount(8).
+    """
+
+    device: Path
+    mountpoint: Path
+    place: Place
+    plan: Plan
+    options: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Where a private tree keeps what the kernel writes, and how many bytes it may be."""
+
+    directory: Path = SCRATCH
+    bytes_max: int | None = None
+
+
+_NO_WISHES = Wishes()
+_SCRATCH = Scratch()
+
+
+def loop(
+    repository: Repository,
+    record: Record,
+    disk: str,
+    mountpoint: Path,
+    *,
+    partition: int | None = None,
+    wishes: Wishes = _NO_WISHES,
+    options: str = SAFE_OPTIONS,
+    scratch: Scratch = _SCRATCH,
+) -> Loop:
+    """Mount the file system on a disk of a revision (or in a partition of it) at `mountpoint`.
+
+    `options` are given to mount(8), besides those that the plan needs. TargetError, NoRevision,
+    Corrupt; nothing is left of what failed.
+    """
+    if os.geteuid() != 0:
+        raise TargetError("mounting a guest's file system needs root", hint="run it with sudo")
+    point = prepare(mountpoint, repository.path)
+    place, chosen = _planned(repository, record, disk, partition, wishes)
+    words = ",".join(filter(None, (*chosen.options, options)))
+    name = f"{disk}{SCRATCH_SUFFIX if chosen.scratch else IMAGE_SUFFIX}"
+    path = Path(repository.name, record.id, name)
+    mark = f"{_MARK}{repository.name}/{record.id}/{disk}"
+    with (
+        _opened(repository, path, scratch if chosen.scratch else None) as fd,
+        attached(
+            fd, name=mark, writable=chosen.scratch, offset=place.start, length=place.length
+        ) as device,
+    ):
+        _mount(device, point, place.kind, words)
+        _verify_mounted(device, point)
+        return Loop(device, point, place, chosen, words)
+
+
+def unloop(mountpoint: Path, *, lazy: bool = False, wait_s: float = _END_S) -> None:
+    """Unmount what `loop` mounted at `mountpoint`; returns when all of it is gone. TargetError.
+
+    `lazy`: detach it even while it is in use; the rest goes when the last user ends.
+    """
+    point = absolute(mountpoint)
+    found = mounted_at(point)
+    if found is None:
+        raise TargetError(f"nothing is mounted at {point}", hint="see: findmnt")
+    device = Path(found.source)
+    file = backing(device) if found.source.startswith("/dev/loop") else None
+    if file is None or not file.name.startswith(_MARK):
+        raise TargetError(f"{point} was not mounted by backyfs loop", hint=f"see: findmnt {point}")
+    with serving(file.device) as process:
+        unmount(point, lazy=lazy, again=f"backyfs unloop --lazy {point}")
+        if lazy:
+            return
+        deadline = time.monotonic() + wait_s
+        _wait_until_free(device, file.name, deadline)
+        private = all(mount.device != file.device for mount in mounts())
+        if process is not None and private and not process.wait(deadline - time.monotonic()):
+            raise TargetError(
+                f"{point} is unmounted, but the process {process.pid} that served it still runs"
+            )
+
+
+def _wait_until_free(device: Path, name: str, deadline: float) -> None:
+    """Wait until the kernel has let go of the device's file."""
+    while (now := backing(device)) is not None and now.name == name:
+        if time.monotonic() > deadline:
+            raise TargetError(
+                f"{device} is unmounted, but still in use", hint=f"see who: fuser -v {device}"
+            )
+        time.sleep(0.05)
+
+
+# What to mount, and how
+
+
+def _planned(
+    repository: Repository, record: Record, disk: str, partition: int | None, wishes: Wishes
+) -> tuple[Place, Plan]:
+    """Where the file system lies and how to mount it, from what is stored of it."""
+    entry = record.disks[disk]
+    with contextlib.closing(repository.open_disk(record, disk)) as image:
+        place = locate(image.read, image.size, entry.partitions, partition, f"{record.id}/{disk}")
+        if place.kind == "btrfs":
+            _refuse_second_btrfs(image.read, place)
+        return place, plan(place, journal_at(image.read, place), wishes)
+
+
+def _refuse_second_btrfs(read: Read, place: Place) -> None:
+    """Older kernels show, for a second btrfs of the same id, the first one's files."""
+    known = Path("/sys/fs/btrfs")
+    uuid = btrfs_uuid(read, place)
+    if (known / str(uuid)).exists() and not (known / "features/temp_fsid").exists():
+        raise TargetError(
+            f"a btrfs with the id {uuid} is mounted already, and this kernel mounts only one",
+            hint="unmount the other revision first, or use Linux 6.7 or newer",
+        )
+
+
+# The file of the disk in a tree
+
+
+@contextlib.contextmanager
+def _opened(repository: Repository, path: Path, scratch: Scratch | None) -> Iterator[int]:
+    """A descriptor of a file of the tree, writable if there is a `scratch`."""
+    mode = (os.O_RDWR if scratch else os.O_RDONLY) | os.O_CLOEXEC
+    fd = _open_in_shared(repository, path, mode)
+    if fd is None:
+        fd = _open_in_private(repository, path, mode, scratch)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _open_in_shared(repository: Repository, path: Path, mode: int) -> int | None:
+    """The file in a tree that is mounted; None if no tree has it."""
+    sources = {source_of(repository.path.resolve()), source_of(repository.path.resolve().parent)}
+    for mount in mounts():
+        if mount.fstype == FSTYPE and mount.source in sources and _may_serve(mount, mode):
+            with contextlib.suppress(OSError):
+                return os.open(mount.point / path, mode)
+    return None
+
+
+def _may_serve(mount: Mount, mode: int) -> bool:
+    with serving(mount.device) as process:
+        return process is not None and (mount.writable or not mode & os.O_RDWR)
+
+
+def _open_in_private(repository: Repository, path: Path, mode: int, scratch: Scratch | None) -> int:
+    """The file in a tree of our own, which is detached and ends when the file is closed."""
+    with tempfile.TemporaryDirectory(prefix=_PRIVATE) as name:
+        point = Path(name)
+        daemon.mount(
+            repository.path,
+            point,
+            scratch=scratch.directory if scratch else None,
+            scratch_bytes=scratch.bytes_max if scratch else None,
+        )
+        try:
+            return os.open(point / path, mode)
+        except FileNotFoundError as exc:
+            raise NoRevision(f"{path.parent} was just removed") from exc
+        finally:
+            unmount(point, lazy=True)
+
+
+# The mount
+
+
+def _mount(device: Path, point: Path, kind: str, options: str) -> None:
+    named = ["-t", kind] if kind in _NAMED else []
+    command = ["mount", *named, "-o", options, "--", str(device), str(point)]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={**os.environ, "LC_ALL": "C"},
+            timeout=_COMMAND_S,
+        )
+    except FileNotFoundError as exc:
+        raise TargetError("mount is missing", hint="install the package mount") from exc
+    except subprocess.TimeoutExpired as exc:
+        raise TargetError(f"mounting {device} takes too long") from exc
+    if done.returncode:
+        said = (done.stderr.strip() or f"mount ended with {done.returncode}").splitlines()
+        raise TargetError(
+            f"the {kind} cannot be mounted: {said[0].removeprefix('mount: ')}",
+            hint="see why: dmesg; a kernel without this file system says unknown type",
+        )
+
+
+def _verify_mounted(device: Path, point: Path) -> None:
+    """What is mounted must be what we attached."""
+    found = mounted_at(point)
+    if found is None or found.source != str(device):
+        with contextlib.suppress(TargetError):
+            unmount(point, lazy=True)
+        raise TargetError(f"{device} was mounted, but {point} shows something else")

@@ -1,0 +1,430 @@
+"""Files out of guests' file systems, through `backyfs loop`; what is left of it: nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from backyfs.engine.trust import distrust
+from backyfs.errors import BackyfsError, TargetError
+from backyfs.mount.guest import Wishes
+from backyfs.mount.loop import Loop, Scratch, loop, unloop
+from backyfs.mount.loopdevice import backing
+from backyfs.mount.mountpoint import mounted_at, mounts, serving
+from backyfs.store.record import Record
+from backyfs.store.repository import Repository
+from tests.filesystems import MIB, run
+from tests.filesystems import mounted as fs_mounted
+from tests.mount.dirty import Files, Guest, back_up_image, files_in
+from tests.mount.mounts import eventually, is_alive, mounted
+from tests.mount.test_life import backyfs
+from tests.parts import require
+from tests.reader.stores import add_revision
+
+KINDS = ("ext4", "xfs", "btrfs")
+
+
+@dataclass(frozen=True)
+class Vm:
+    """A VM with two revisions of a guest: crashed, then shut down."""
+
+    repository: Repository
+    dirty: Record
+    clean: Record
+    expected: Files
+
+
+def make_guest_vm(where: Path, base: Path, kind: str, *, parts: bool) -> Vm:
+    guest = Guest(where, kind, parts=parts)
+    guest.fill()
+    expected = guest.crash()
+    repository = Repository.create(base / f"{kind}-{'parts' if parts else 'whole'}", "packs")
+    dirty = back_up_image(repository, guest.clone)
+    clean = back_up_image(repository, guest.image)
+    return Vm(repository, dirty, clean, expected)
+
+
+@pytest.fixture(scope="module")
+def vms(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Vm]:
+    """All of them, by kind and whether the file system is in a partition."""
+    require("fuse")
+    base = tmp_path_factory.mktemp("base")
+    with fs_mounted("xfs", tmp_path_factory.mktemp("fs"), 2048 * MIB) as where:
+        made = {}
+        for kind in KINDS:
+            for parts in (False, True):
+                directory = where / f"{kind}{parts}"
+                directory.mkdir()
+                made[kind, parts] = make_guest_vm(directory, base, kind, parts=parts)
+    return made
+
+
+@pytest.fixture
+def ext4(vms: dict[tuple[str, bool], Vm]) -> Vm:
+    return vms["ext4", False]
+
+
+@pytest.fixture
+def point(tmp_path: Path) -> Path:
+    (tmp_path / "guest").mkdir()
+    return tmp_path / "guest"
+
+
+def servers() -> set[int]:
+    """Processes of mounts."""
+    found = set()
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"backyfs.mount.daemon" in Path(path).read_bytes():
+                found.add(int(path.split("/")[2]))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(point: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test did: no mount, no device, no process, no directory and no overlay."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield
+    assert mounted_at(point) is None
+    assert os.listdir(point) == []
+    assert os.listdir(tmp_path / "tmp") == []
+    assert eventually(lambda: not _ours(tmp_path)), _ours(tmp_path)
+
+
+def _ours(tmp_path: Path) -> list[str]:
+    """Processes that serve a tree mounted below `tmp_path`."""
+    found = []
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(tmp_path) in (words := Path(path).read_bytes()):
+                found.append(words.decode())
+    return found
+
+
+@contextlib.contextmanager
+def looped(vm: Vm, record: Record, point: Path, **options: object) -> Iterator[Loop]:
+    """A guest, mounted; its device and its process are gone when this is left."""
+    done = loop(vm.repository, record, "disk", point, **options)  # type: ignore[arg-type]
+    file = backing(done.device)
+    assert file is not None
+    with serving(file.device) as process:
+        assert process is not None
+        shared = any(mount.device == file.device for mount in mounts())
+        try:
+            yield done
+        finally:
+            if mounted_at(point) is not None:
+                unloop(point)
+        assert backing(done.device) != file
+        assert shared or eventually(lambda: not is_alive(process.pid))
+
+
+# ---- a file out of a guest -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["whole", "partition"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_out_of_a_guest(
+    vms: dict[tuple[str, bool], Vm], point: Path, tmp_path: Path, kind: str, parts: bool
+) -> None:
+    vm = vms[kind, parts]
+    with looped(vm, vm.dirty, point) as done:
+        assert done.plan.scratch, "a dirty journal is replayed"
+        assert done.place.partition == (2 if parts else None)
+        assert files_in(point).items() >= vm.expected.items()
+        assert "old-0" not in os.listdir(point)
+        name = max(vm.expected)
+        run("cp", point / name, tmp_path / "copy")
+        assert files_in(tmp_path)["copy"] == vm.expected[name]
+        with pytest.raises(OSError, match="Read-only"):
+            (point / "new").touch()
+    with looped(vm, vm.clean, point) as done:
+        assert not done.plan.scratch, "a clean file system needs no overlay"
+        assert files_in(point).items() >= vm.expected.items()
+        run("cp", point / name, tmp_path / "copy")
+        assert files_in(tmp_path)["copy"] == vm.expected[name]
+    for record in (vm.dirty, vm.clean):
+        assert not vm.repository.structure(record)
+        with contextlib.closing(vm.repository.open_disk(record, "disk", check=True)) as image:
+            assert image.digest == record.disks["disk"].digest
+
+
+def options_of(point: Path) -> set[str]:
+    line = next(
+        line for line in Path("/proc/self/mounts").read_text().splitlines() if f" {point} " in line
+    )
+    return set(line.split()[3].split(","))
+
+
+def test_nothing_of_a_guest_is_trusted(ext4: Vm, point: Path) -> None:
+    with looped(ext4, ext4.clean, point):
+        assert options_of(point) >= {"ro", "nodev", "nosuid", "noexec"}
+    with looped(ext4, ext4.clean, point, options="nodev"):
+        assert not options_of(point) & {"nosuid", "noexec"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_replay_on_request(vms: dict[tuple[str, bool], Vm], point: Path, kind: str) -> None:
+    vm = vms[kind, False]
+    with looped(vm, vm.dirty, point, wishes=Wishes(unsafe=True)) as done:
+        assert not done.plan.scratch
+        assert "not replayed" in done.plan.reason
+        os.listdir(point)
+    with looped(vm, vm.dirty, point, wishes=Wishes(noload=True)) as done:
+        assert done.plan.scratch == (kind != "ext4"), "the others may look empty"
+
+
+def test_for_writing(ext4: Vm, point: Path) -> None:
+    with looped(ext4, ext4.clean, point, wishes=Wishes(writable=True)):
+        (point / "new").write_bytes(b"x" * MIB)
+        (point / "old-1").unlink()
+        run("sync", "-f", point)
+    with looped(ext4, ext4.clean, point, wishes=Wishes(writable=True)):
+        assert "new" not in os.listdir(point)
+        assert "old-1" in os.listdir(point)
+
+
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_two_revisions_at_once(
+    vms: dict[tuple[str, bool], Vm], point: Path, tmp_path: Path, kind: str
+) -> None:
+    """Their file systems have the same id."""
+    vm = vms[kind, False]
+    other = tmp_path / "other"
+    other.mkdir()
+    with looped(vm, vm.clean, point, wishes=Wishes(writable=True)):
+        (point / "mine").touch()
+        if kind == "btrfs" and not Path("/sys/fs/btrfs/features/temp_fsid").exists():
+            with pytest.raises(TargetError, match="mounted already"):
+                loop(vm.repository, vm.dirty, "disk", other)
+            return
+        with looped(vm, vm.dirty, other):
+            assert "mine" not in os.listdir(other)
+
+
+# ---- which tree, and what remains ----------------------------------------------------------------
+
+
+def test_a_mount_that_is_there_is_used(ext4: Vm, point: Path, tmp_path: Path) -> None:
+    base = ext4.repository.path.parent
+    with mounted(base, tmp_path / "mnt") as tree:
+        with looped(ext4, ext4.clean, point) as done:
+            file = backing(done.device)
+            mount = mounted_at(tree.path)
+            assert file is not None
+            assert mount is not None
+            assert file.device == mount.device
+        assert tree.alive()
+        with looped(ext4, ext4.dirty, point) as done:
+            file = backing(done.device)
+            assert file is not None
+            assert file.device != mount.device, "it has no scratch views"
+    with (
+        mounted(base, tmp_path / "mnt", scratch=tmp_path) as tree,
+        looped(ext4, ext4.dirty, point) as done,
+    ):
+        assert files_in(point).items() >= ext4.expected.items()
+        file = backing(done.device)
+        mount = mounted_at(tree.path)
+        assert file is not None
+        assert mount is not None
+        assert file.device == mount.device
+
+
+def test_unmounting_it_by_hand_leaves_nothing(ext4: Vm, point: Path) -> None:
+    with looped(ext4, ext4.dirty, point):
+        run("umount", point)
+
+
+def test_one_in_use(ext4: Vm, point: Path) -> None:
+    with looped(ext4, ext4.clean, point) as done:
+        with open(point / "old-1", "rb") as stream:
+            with pytest.raises(TargetError, match="busy") as caught:
+                unloop(point)
+            assert "backyfs unloop --lazy" in caught.value.hint
+            assert mounted_at(point) is not None
+            unloop(point, lazy=True)
+            assert len(stream.read()) == 30001
+        assert eventually(lambda: backing(done.device) is None)
+
+
+def test_its_revision_is_in_use(ext4: Vm, point: Path) -> None:
+    with looped(ext4, ext4.dirty, point):
+        assert ext4.repository.remove([ext4.dirty.id]).in_use == [ext4.dirty.id]
+
+
+def test_when_its_process_is_killed(ext4: Vm, point: Path) -> None:
+    with looped(ext4, ext4.clean, point) as done:
+        file = backing(done.device)
+        assert file is not None
+        with serving(file.device) as process:
+            assert process is not None
+            os.kill(process.pid, signal.SIGKILL)
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        with pytest.raises(OSError, match="error"):
+            files_in(point)
+        unloop(point)
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Repository:
+    """A VM whose disks hold nothing that can be mounted."""
+    repository = Repository.create(tmp_path / "odd", "packs")
+    ext = bytearray(MIB)
+    ext[1080:1082] = b"\x53\xef"  # and nothing else of an ext2
+    volume = bytearray(MIB)
+    volume[512:520], volume[536:544] = b"LABELONE", b"LVM2 001"
+    swap = bytearray(MIB)
+    swap[4086:4096] = b"SWAPSPACE2"
+    disks = {"broken": ext, "empty": bytearray(MIB), "volume": volume, "swap": swap}
+    add_revision(repository, {name: bytes(data) for name, data in disks.items()})
+    return repository
+
+
+@pytest.mark.parametrize(
+    ("disk", "partition", "why"),
+    [
+        ("broken", None, "the ext2 cannot be mounted"),
+        ("empty", None, "holds no file system"),
+        ("volume", None, "LVM volume group"),
+        ("swap", None, "swap space"),
+        ("broken", 1, "no partition 1"),
+    ],
+)
+def test_what_cannot_be_mounted(
+    odd: Repository, point: Path, disk: str, partition: int | None, why: str
+) -> None:
+    require("root")
+    require("fuse")
+    with pytest.raises(TargetError, match=why):
+        loop(odd, odd.revisions()[0], disk, point, partition=partition)
+
+
+def test_mountpoints_that_will_not_do(ext4: Vm, point: Path, tmp_path: Path) -> None:
+    for target, why in [
+        (tmp_path / "none", "does not exist"),
+        (tmp_path, "not empty"),
+        (ext4.repository.path / "revisions", "inside the store"),
+    ]:
+        with pytest.raises(TargetError, match=why):
+            loop(ext4.repository, ext4.clean, "disk", target)
+    with looped(ext4, ext4.clean, point), pytest.raises(TargetError, match="mounted already"):
+        loop(ext4.repository, ext4.clean, "disk", point)
+    with pytest.raises(TargetError, match="nothing is mounted"):
+        unloop(point)
+    with pytest.raises(TargetError, match="not mounted by"):
+        unloop(Path("/proc"))
+    with pytest.raises(BackyfsError, match="inside the store"):
+        loop(
+            ext4.repository,
+            ext4.dirty,
+            "disk",
+            point,
+            scratch=Scratch(ext4.repository.path / "revisions"),
+        )
+
+
+def test_mount_options_that_make_no_sense(ext4: Vm, point: Path) -> None:
+    with pytest.raises(BackyfsError, match="cannot be mounted"):
+        loop(ext4.repository, ext4.clean, "disk", point, options="no-such-option")
+
+
+def test_a_loop_device_of_a_killed_process_goes_away(tmp_path: Path) -> None:
+    require("loop")
+    (tmp_path / "file").write_bytes(bytes(MIB))
+    program = """if True:
+        import os, sys, signal
+        from backyfs.mount.loopdevice import attached
+        with attached(os.open(sys.argv[1], os.O_RDONLY), name="x", writable=False) as device:
+            print(device, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "file"], capture_output=True, text=True
+    )
+    assert done.returncode == -9
+    assert eventually(lambda: _file_of(done.stdout.strip()) != str(tmp_path / "file"))
+
+
+def _file_of(device: str) -> str:
+    try:
+        return Path(f"/sys/block/{Path(device).name}/loop/backing_file").read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+# ---- the commands --------------------------------------------------------------------------------
+
+
+def test_the_commands(vms: dict[tuple[str, bool], Vm], point: Path) -> None:
+    vm = vms["xfs", True]
+    done = backyfs("-b", vm.repository.path, "loop", vm.dirty.id, point)
+    assert done.returncode == 0, done.stderr
+    device = mounted_at(point)
+    assert device is not None
+    assert done.stdout.splitlines() == [
+        f"{device.source}: xfs of {vm.dirty.id}/disk partition 2, from the scratch view",
+        "  the log holds changes, and was replayed in a throw-away overlay",
+        f"mounted on {point} (ro,nouuid,nodev,nosuid,noexec)",
+    ]
+    assert files_in(point).items() >= vm.expected.items()
+    done = backyfs("unloop", point)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_commands_with_json(ext4: Vm, point: Path) -> None:
+    distrust(ext4.repository, [ext4.clean], "the guest was broken")
+    done = backyfs("-b", ext4.repository.path, "loop", "--json", ext4.clean.id, point)
+    try:
+        value = json.loads(done.stdout)
+        assert value["view"] == "image"
+        assert value["filesystem"] == "ext4"
+        assert value["partition"] is None
+        warning = json.loads(done.stderr)
+        assert warning["message_type"] == "warning"
+        assert "distrusted: the guest was broken" in warning["message"]
+    finally:
+        backyfs("unloop", point)
+    done = backyfs("unloop", point)
+    assert done.returncode == 1
+    assert "nothing is mounted" in done.stderr
+
+
+def test_a_choice_of_partitions(tmp_path: Path, point: Path) -> None:
+    require("sfdisk")
+    require("ext4")
+    disk = tmp_path / "disk.img"
+    with open(disk, "xb") as stream:
+        stream.truncate(40 * MIB)
+    table = "size=16MiB,name=boot\nsize=16MiB,name=root\n"
+    subprocess.run(["sfdisk", "-q", "--label", "gpt", disk], input=table, text=True, check=True)
+    for start, label in ((1, "boot"), (17, "root")):
+        run("mkfs.ext4", "-q", "-L", label, "-E", f"offset={start * MIB}", disk, "16M")
+    repository = Repository.create(tmp_path / "vm", "packs")
+    record = back_up_image(repository, disk)
+    done = backyfs("-b", repository.path, "loop", "latest", point)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"backyfs: {record.id}/disk has 2 partitions with a file system",
+        "  choose one with --partition: 1 (ext4, 16 MiB, boot), 2 (ext4, 16 MiB, root)",
+    ]
+    done = backyfs("-b", repository.path, "loop", "--partition", 2, "latest", point)
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(point) == ["lost+found"]
+    assert backyfs("unloop", point).returncode == 0
