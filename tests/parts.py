@@ -87,6 +87,7 @@ PARTS = {
     "rsync": Part(_programs("rsync"), "apt install rsync"),
     "debugfs": Part(_programs("debugfs", "mkfs.ext4"), "apt install e2fsprogs"),
     "sfdisk": Part(_programs("sfdisk"), "apt install fdisk"),
+    "systemd-analyze": Part(_programs("systemd-analyze"), "apt install systemd"),
     "rbd": Part(_module("rbd"), "apt install python3-rbd, then: make setup"),
 }
 

@@ -1,7 +1,8 @@
 """One mount being served: FUSE session, trio loop, signals, house-keeping; then its clean end.
 
 Runs in a process of its own (or the command's, in the foreground) and ends when the tree is
-unmounted or SIGTERM or SIGINT arrive; either way nothing stays mounted.
+unmounted, or SIGTERM or SIGINT arrive (in the foreground also SIGHUP); in each case nothing stays
+mounted.
 """
 
 from __future__ import annotations
@@ -201,7 +202,10 @@ def _notify_systemd() -> None:
 async def _end_on_signal(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    ends = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # in the background it is
+        ends.append(signal.SIGHUP)
+    with trio.open_signal_receiver(*ends) as signals:
         task_status.started()
         async for number in signals:
             log.info("stopped by a signal", {"signal": signal.Signals(number).name})

@@ -104,3 +104,15 @@ def eventually(look: Callable[[], bool], patience_s: float = 3.0) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def kill_with_helper(pid: int, point: Path) -> None:
+    """Kill the process and, first, the fusermount3 that would tidy up after it."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if words[0].endswith(b"fusermount3") and os.fsencode(point) in words:
+                    os.kill(int(entry.name), signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: not is_alive(pid))

@@ -17,7 +17,15 @@ from backyfs.errors import NoRepository, TargetError
 from backyfs.mount.daemon import mount, umount
 from backyfs.mount.mountpoint import mounted_at
 from backyfs.store.repository import Repository
-from tests.mount.mounts import Mounted, eventually, is_alive, mounted, server_of, watched
+from tests.mount.mounts import (
+    Mounted,
+    eventually,
+    is_alive,
+    kill_with_helper,
+    mounted,
+    server_of,
+    watched,
+)
 from tests.parts import require
 from tests.reader.stores import content, make_vm
 
@@ -171,7 +179,7 @@ def test_signals_end_it_cleanly(tree: Mounted, number: signal.Signals, busy: boo
     assert os.listdir(tree.path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_foreground(base: Path, point: Path, number: signal.Signals) -> None:
     require("fuse")
     foreground = command("-b", base, "mount", "-f", point)
@@ -202,7 +210,7 @@ def test_a_killed_process_leaves_no_mount(tree: Mounted) -> None:
 
 def test_a_dead_mount_is_repaired(base: Path, point: Path) -> None:
     with mounted(base, point) as tree:
-        _kill_with_helper(tree.pid, point)
+        kill_with_helper(tree.pid, point)
         with pytest.raises(OSError, match=r"not connected|connection abort"):
             os.listdir(point)
         with mounted(base, point):
@@ -212,21 +220,9 @@ def test_a_dead_mount_is_repaired(base: Path, point: Path) -> None:
 
 def test_a_dead_mount_can_be_unmounted(base: Path, point: Path) -> None:
     with mounted(base, point) as tree:
-        _kill_with_helper(tree.pid, point)
+        kill_with_helper(tree.pid, point)
         umount(point)
         assert mounted_at(point) is None
-
-
-def _kill_with_helper(pid: int, point: Path) -> None:
-    """Kill the process and, first, the fusermount3 that would tidy up after it."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if words[0].endswith(b"fusermount3") and os.fsencode(point) in words:
-                    os.kill(int(entry.name), signal.SIGKILL)
-    os.kill(pid, signal.SIGKILL)
-    assert eventually(lambda: not is_alive(pid))
 
 
 def test_the_starter_may_die(base: Path, point: Path) -> None:
@@ -243,6 +239,50 @@ def test_the_starter_may_die(base: Path, point: Path) -> None:
         assert os.getsid(pid) not in (starter.pid, os.getsid(0))
         assert os.readlink(f"/proc/{pid}/cwd") == "/"
         assert image(point).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.2, 0.3, 0.5])
+def test_the_starter_may_be_killed_at_any_time(base: Path, point: Path, after_s: float) -> None:
+    """Then there is a mount that works, or none."""
+    require("fuse")
+    background = command("-b", base, "mount", point)
+    with subprocess.Popen(background, start_new_session=True, stderr=subprocess.DEVNULL) as starter:
+        time.sleep(after_s)
+        starter.kill()
+    marked = os.fsencode(point)
+    assert eventually(lambda: bool(server_of(point)) or not _started_for(marked), 20)
+    if server_of(point):
+        with watched(point):
+            assert image(point).read_bytes() == DATA
+            umount(point)
+    assert mounted_at(point) is None
+
+
+def _started_for(mark: bytes) -> bool:
+    """Whether any process has `mark` in its command line."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if mark in path.read_bytes():
+                return True
+    return False
+
+
+def test_a_foreground_whose_parent_crashes(base: Path, point: Path) -> None:
+    """It goes on serving; the terminal's hang-up, or a signal, ends it."""
+    require("fuse")
+    program = "import subprocess, sys; subprocess.Popen(sys.argv[1:]); sys.stdin.read()"
+    foreground = command("-b", base, "mount", "-f", point)
+    parent = subprocess.Popen([sys.executable, "-c", program, *foreground], stdin=subprocess.PIPE)
+    with parent:
+        try:
+            assert eventually(lambda: bool(server_of(point)), 20)
+        finally:
+            parent.kill()
+    with watched(point) as pid:
+        assert image(point).read_bytes() == DATA
+        os.kill(pid, signal.SIGHUP)
+        assert eventually(lambda: not is_alive(pid), 10)
+        assert mounted_at(point) is None
 
 
 # ---- who may look --------------------------------------------------------------------------------
@@ -286,11 +326,11 @@ def test_a_plain_user_mounts_and_unmounts(tmp_path: Path) -> None:
     require("fuse")
     if as_nobody(sys.executable, "-c", "import backyfs.cli.main").returncode:
         pytest.skip("needs a checkout that other users can read")
-    base, point = tmp_path / "base", tmp_path / "mnt"
-    for directory in (base, point):
+    base, point, scratch = tmp_path / "base", tmp_path / "mnt", tmp_path / "scratch"
+    for directory in (base, point, scratch):
         directory.mkdir()
     repository = make_vm(base, "vm", DATA)
-    for path in [base, point, *base.rglob("*")]:
+    for path in [base, point, scratch, *base.rglob("*")]:
         os.chown(path, NOBODY, NOBODY)
     subprocess.run(["mknod", "-m", "666", tmp_path / "fuse", "c", "10", "229"], check=True)
     script = _AS_USER.format(
@@ -299,6 +339,7 @@ def test_a_plain_user_mounts_and_unmounts(tmp_path: Path) -> None:
         python=sys.executable,
         base=base,
         point=point,
+        scratch=scratch,
         user=NOBODY,
     )
     done = subprocess.run(
@@ -312,13 +353,19 @@ def test_a_plain_user_mounts_and_unmounts(tmp_path: Path) -> None:
 _AS_USER = """
 awk -v top={top}/ 'index($2, top) == 1 {{ print $2 }}' /proc/self/mounts | xargs -r -n 1 umount -l
 mount --bind {dev} /dev/fuse
+mount --bind /dev/null /etc/fuse.conf
 exec setpriv --reuid {user} --regid {user} --clear-groups sh -e -c '
     backyfs="{python} -m backyfs.cli.main"
-    $backyfs -b {base} mount {point}
+    if $backyfs -b {base} mount --allow-other {point} 2>{scratch}/said; then exit 8; fi
+    grep -q "user_allow_other" {scratch}/said
+    $backyfs -b {base} mount --scratch {scratch}:1M {point}
     trap "fusermount3 -uz {point}" EXIT
     ls {point}/vm
     cmp {point}/vm/latest/disk.img {point}/vm/latest/disk.img
     cat {point}/vm/latest/disk.img > /dev/null
+    if touch {point}/new || touch {point}/vm/latest/disk.img; then exit 9; fi 2>/dev/null
+    printf changed | dd of={point}/vm/latest/disk.rw.img conv=notrunc status=none
+    test "$(head -c 7 {point}/vm/latest/disk.rw.img)" = changed
     $backyfs umount {point}
     trap - EXIT
     test -z "$(ls -A {point})"
