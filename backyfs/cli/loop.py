@@ -86,8 +86,10 @@ def command(
 
     Uses the file system on the whole disk, or that of the only partition that has one.
     """
+    from backyfs.mount.daemon import Logging
+    from backyfs.mount.diskfile import Private
     from backyfs.mount.guest import Wishes
-    from backyfs.mount.loop import Scratch, loop
+    from backyfs.mount.loop import loop
 
     repository = session.repository()
     record = selection.pick_one(repository, spec, as_json=as_json)
@@ -101,7 +103,7 @@ def command(
         partition=partition,
         wishes=Wishes(noload=noload, unsafe=unsafe, writable=writable),
         options=words,
-        scratch=Scratch(*scratch),
+        private=Private(*scratch, Logging(session.logfile, session.verbose, session.quiet)),
     )
     if as_json:
         output.json_line(_described(repository, record, name, done))

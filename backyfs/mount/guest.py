@@ -24,6 +24,10 @@ _CONTAINERS = {
     "jbd": "only a journal of another file system",
 }
 _BTRFS_SUPERBLOCK = 65536
+# An ext's superblock may ask for a panic of the kernel that finds an error; another revision of an
+# XFS may be mounted.
+_EXT = ("errors=remount-ro",)
+_ALWAYS = {"ext2": _EXT, "ext3": _EXT, "ext4": _EXT, "xfs": ("nouuid",)}
 _UNSAFE = {
     "ext3": "noload",
     "ext4": "noload",
@@ -123,7 +127,7 @@ def plan(place: Place, journal: Journal, wishes: Wishes) -> Plan:
     """How to mount the file system at a place, given what its journal looks like. TargetError."""
     if journal.devices > 1:
         raise TargetError(f"this {place.kind} lies on {journal.devices} devices; it needs them all")
-    always = ("nouuid",) if place.kind == "xfs" else ()  # another revision may be mounted
+    always = _ALWAYS.get(place.kind, ())
     if wishes.writable:
         return Plan(True, ("rw", *always), "it was asked for writing")
     if not journal.dirty:

@@ -1,9 +1,8 @@
 """A guest's file system, mounted from a revision: a loop device over a file of the tree.
 
-The tree is one that is mounted already, or a private one. A private one is detached as soon as its
-file is open: its process serves on until the loop device lets go of the file, and ends. The loop
-device goes away by itself when the file system is unmounted. So nothing is written down anywhere;
-what `unloop` needs to know, the kernel knows.
+The device goes away by itself when the file system is unmounted, and a tree of our own when the
+device lets go of its file. So nothing is written down anywhere; what `unloop` needs to know, the
+kernel knows.
 """
 
 from __future__ import annotations
@@ -11,14 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from backyfs.errors import NoRevision, TargetError
-from backyfs.mount import daemon
+from backyfs.errors import TargetError
+from backyfs.mount.diskfile import Private, opened
 from backyfs.mount.guest import (
     SAFE_OPTIONS,
     Place,
@@ -31,23 +28,17 @@ from backyfs.mount.guest import (
 )
 from backyfs.mount.loopdevice import attached, backing
 from backyfs.mount.mountpoint import (
-    FSTYPE,
-    Mount,
     absolute,
     mounted_at,
     mounts,
     prepare,
     serving,
-    source_of,
     unmount,
 )
 from backyfs.partition.disk import Read
-from backyfs.reader.tree.revision import IMAGE_SUFFIX, SCRATCH_SUFFIX
 from backyfs.store.record import Record
 from backyfs.store.repository import Repository
 
-SCRATCH = Path("/var/tmp")
-_PRIVATE = "backyfs-loop-"
 _MARK = "backyfs:"
 _COMMAND_S = 120.0
 _END_S = 10.0
@@ -69,16 +60,8 @@ class Loop:
     options: str
 
 
-@dataclass(frozen=True, slots=True)
-class Scratch:
-    """Where a private tree keeps what the kernel writes, and how many bytes it may be."""
-
-    directory: Path = SCRATCH
-    bytes_max: int | None = None
-
-
 _NO_WISHES = Wishes()
-_SCRATCH = Scratch()
+_PRIVATE = Private()
 
 
 def loop(
@@ -90,23 +73,21 @@ def loop(
     partition: int | None = None,
     wishes: Wishes = _NO_WISHES,
     options: str = SAFE_OPTIONS,
-    scratch: Scratch = _SCRATCH,
+    private: Private = _PRIVATE,
 ) -> Loop:
     """Mount the file system on a disk of a revision (or in a partition of it) at `mountpoint`.
 
-    `options` are given to mount(8), besides those that the plan needs. TargetError, NoRevision,
-    Corrupt; nothing is left of what failed.
+    `options` are given to mount(8), besides those that the plan needs; `private` is for a tree of
+    our own. TargetError, NoRevision, Corrupt; nothing is left of what failed.
     """
     if os.geteuid() != 0:
         raise TargetError("mounting a guest's file system needs root", hint="run it with sudo")
     point = prepare(mountpoint, repository.path)
     place, chosen = _planned(repository, record, disk, partition, wishes)
     words = ",".join(filter(None, (*chosen.options, options)))
-    name = f"{disk}{SCRATCH_SUFFIX if chosen.scratch else IMAGE_SUFFIX}"
-    path = Path(repository.name, record.id, name)
     mark = f"{_MARK}{repository.name}/{record.id}/{disk}"
     with (
-        _opened(repository, path, scratch if chosen.scratch else None) as fd,
+        opened(repository, record, disk, writable=chosen.scratch, private=private) as fd,
         attached(
             fd, name=mark, writable=chosen.scratch, offset=place.start, length=place.length
         ) as device,
@@ -176,55 +157,6 @@ def _refuse_second_btrfs(read: Read, place: Place) -> None:
             f"a btrfs with the id {uuid} is mounted already, and this kernel mounts only one",
             hint="unmount the other revision first, or use Linux 6.7 or newer",
         )
-
-
-# The file of the disk in a tree
-
-
-@contextlib.contextmanager
-def _opened(repository: Repository, path: Path, scratch: Scratch | None) -> Iterator[int]:
-    """A descriptor of a file of the tree, writable if there is a `scratch`."""
-    mode = (os.O_RDWR if scratch else os.O_RDONLY) | os.O_CLOEXEC
-    fd = _open_in_shared(repository, path, mode)
-    if fd is None:
-        fd = _open_in_private(repository, path, mode, scratch)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _open_in_shared(repository: Repository, path: Path, mode: int) -> int | None:
-    """The file in a tree that is mounted; None if no tree has it."""
-    sources = {source_of(repository.path.resolve()), source_of(repository.path.resolve().parent)}
-    for mount in mounts():
-        if mount.fstype == FSTYPE and mount.source in sources and _may_serve(mount, mode):
-            with contextlib.suppress(OSError):
-                return os.open(mount.point / path, mode)
-    return None
-
-
-def _may_serve(mount: Mount, mode: int) -> bool:
-    with serving(mount.device) as process:
-        return process is not None and (mount.writable or not mode & os.O_RDWR)
-
-
-def _open_in_private(repository: Repository, path: Path, mode: int, scratch: Scratch | None) -> int:
-    """The file in a tree of our own, which is detached and ends when the file is closed."""
-    with tempfile.TemporaryDirectory(prefix=_PRIVATE) as name:
-        point = Path(name)
-        daemon.mount(
-            repository.path,
-            point,
-            scratch=scratch.directory if scratch else None,
-            scratch_bytes=scratch.bytes_max if scratch else None,
-        )
-        try:
-            return os.open(point / path, mode)
-        except FileNotFoundError as exc:
-            raise NoRevision(f"{path.parent} was just removed") from exc
-        finally:
-            unmount(point, lazy=True)
 
 
 # The mount

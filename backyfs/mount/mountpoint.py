@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
 import socket
 import struct
@@ -29,7 +30,8 @@ _COMMAND_S = 30.0
 class Mount:
     """One line of mountinfo: a file system and where it is mounted.
 
-    `device` is "major:minor", `source` what was mounted: a block device, or what `source_of` makes.
+    `device` is "major:minor", `source` what was mounted: a block device, or what `source_of` makes;
+    `owner` the user who made a FUSE mount, as the kernel says (-1: it does not say).
     """
 
     point: Path
@@ -37,6 +39,7 @@ class Mount:
     device: str
     source: str
     writable: bool
+    owner: int
 
 
 def source_of(base: Path) -> str:
@@ -52,13 +55,15 @@ def mounts() -> list[Mount]:
 
 def _parsed(line: bytes) -> Mount:
     fields = line.split()
-    fstype, source = fields[fields.index(b"-") + 1 :][:2]
+    fstype, source, options = fields[fields.index(b"-") + 1 :][:3]
+    owner = re.search(rb"(?:^|,)user_id=(\d+)", options)
     return Mount(
         Path(_unescaped(fields[4])),
         fstype.decode(),
         fields[2].decode(),
         _unescaped(source),
         writable=b"rw" in fields[5].split(b","),
+        owner=int(owner[1]) if owner else -1,
     )
 
 

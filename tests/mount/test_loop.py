@@ -11,15 +11,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from backyfs.engine.trust import distrust
 from backyfs.errors import BackyfsError, TargetError
+from backyfs.mount.diskfile import Private
 from backyfs.mount.guest import Wishes
-from backyfs.mount.loop import Loop, Scratch, loop, unloop
+from backyfs.mount.loop import Loop, loop, unloop
 from backyfs.mount.loopdevice import backing
 from backyfs.mount.mountpoint import mounted_at, mounts, serving
 from backyfs.store.record import Record
@@ -187,6 +188,19 @@ def test_without_replay_on_request(vms: dict[tuple[str, bool], Vm], point: Path,
         assert done.plan.scratch == (kind != "ext4"), "the others may look empty"
 
 
+def test_a_guest_cannot_ask_for_a_panic(tmp_path: Path, point: Path) -> None:
+    require("ext4")
+    require("fuse")
+    disk = tmp_path / "disk.img"
+    with open(disk, "xb") as stream:
+        stream.truncate(8 * MIB)
+    run("mkfs.ext4", "-q", "-e", "panic", disk)
+    repository = Repository.create(tmp_path / "vm", "packs")
+    record = back_up_image(repository, disk)
+    with looped(Vm(repository, record, record, {}), record, point):
+        assert "errors=panic" not in options_of(point)
+
+
 def test_for_writing(ext4: Vm, point: Path) -> None:
     with looped(ext4, ext4.clean, point, wishes=Wishes(writable=True)):
         (point / "new").write_bytes(b"x" * MIB)
@@ -242,6 +256,21 @@ def test_a_mount_that_is_there_is_used(ext4: Vm, point: Path, tmp_path: Path) ->
         assert file is not None
         assert mount is not None
         assert file.device == mount.device
+
+
+def test_a_tree_of_another_user_is_not_used(
+    ext4: Vm, point: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mounted(ext4.repository.path, tmp_path / "mnt") as tree:
+        real = mounted_at(tree.path)
+        assert real is not None
+        assert real.owner == os.geteuid()
+        others = [replace(mount, owner=65534) for mount in mounts()]
+        monkeypatch.setattr("backyfs.mount.diskfile.mounts", lambda: others)
+        with looped(ext4, ext4.clean, point) as done:
+            file = backing(done.device)
+            assert file is not None
+            assert file.device != real.device
 
 
 def test_unmounting_it_by_hand_leaves_nothing(ext4: Vm, point: Path) -> None:
@@ -336,7 +365,7 @@ def test_mountpoints_that_will_not_do(ext4: Vm, point: Path, tmp_path: Path) -> 
             ext4.dirty,
             "disk",
             point,
-            scratch=Scratch(ext4.repository.path / "revisions"),
+            private=Private(ext4.repository.path / "revisions"),
         )
 
 
