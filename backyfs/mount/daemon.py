@@ -60,6 +60,7 @@ def mount(
     scratch: Path | None = None,
     scratch_bytes: int | None = None,
     scratch_idle_s: float = IDLE_S,
+    while_pid: int | None = None,
     logging: Logging = Logging(),
 ) -> None:
     """Show the repositories below `base` (or the one in it) as a tree at `mountpoint`.
@@ -68,7 +69,8 @@ def mount(
     came. `cache_bytes` bounds decoded frames in memory; `check` verifies every byte of cow
     revisions, too. With a directory `scratch` each disk also appears as a file that may be written
     to: what is written is kept in there, `scratch_bytes` at most, until the mount ends or nobody
-    has used it for `scratch_idle_s`. NoRepository, TargetError.
+    has used it for `scratch_idle_s`. A mount that is needed only by a process, `while_pid`, ends
+    after it, unless it was detached; its mountpoint is removed. NoRepository, TargetError.
     """
     from backyfs.reader.catalog import Catalog
 
@@ -83,6 +85,7 @@ def mount(
         "scratch": str(scratch.absolute()) if scratch is not None else None,
         "scratch_bytes": scratch_bytes,
         "scratch_idle_s": scratch_idle_s,
+        "while_pid": while_pid,
     }
     if foreground:
         logs.configure(verbose=logging.verbose, quiet=logging.quiet, logfile=logging.logfile)
@@ -191,6 +194,7 @@ def _serve(settings: dict[str, Any], ready: Callable[[], None]) -> None:
         scratch=Path(scratch) if scratch is not None else None,
         scratch_bytes=settings["scratch_bytes"],
         scratch_idle_s=settings["scratch_idle_s"],
+        while_pid=settings["while_pid"],
     )
     serve(options, ready)
 

@@ -84,6 +84,7 @@ def _open_in_private(repository: Repository, path: Path, writable: bool, private
             point,
             scratch=private.scratch if writable else None,
             scratch_bytes=private.scratch_bytes,
+            while_pid=os.getpid(),
             logging=private.logging,
         )
         try:

@@ -27,7 +27,7 @@ import trio
 from backyfs.allocator import keep_freed_blocks
 from backyfs.errors import TargetError
 from backyfs.mount.handlers import Handlers
-from backyfs.mount.mountpoint import FSTYPE, beacon, mounted_at, source_of
+from backyfs.mount.mountpoint import FSTYPE, Mount, beacon, mounted_at, mounts, source_of
 from backyfs.reader.cache import CACHE_BYTES_MAX, FrameCache
 from backyfs.reader.catalog import Catalog
 from backyfs.reader.images import OpenImages
@@ -53,7 +53,8 @@ class Options:
     frames in memory; `allow_other` lets other users in, to all of it; `check` verifies every byte
     of cow revisions, too. With a directory `scratch`, disks may be written to: what is written is
     kept in there, `scratch_bytes` at most (None: no bound), until the mount ends or nobody has
-    used it for `scratch_idle_s`.
+    used it for `scratch_idle_s`. With a process `while_pid` the mount, unless it was detached, and
+    its mountpoint are gone soon after that process.
     """
 
     base: Path
@@ -64,6 +65,7 @@ class Options:
     scratch: Path | None = None
     scratch_bytes: int | None = None
     scratch_idle_s: float = IDLE_S
+    while_pid: int | None = None
 
 
 def serve(options: Options, ready: Callable[[], None]) -> None:
@@ -82,6 +84,9 @@ def serve(options: Options, ready: Callable[[], None]) -> None:
         if views is not None:
             views.close()
         images.close()
+        if options.while_pid is not None:
+            with contextlib.suppress(OSError):
+                os.rmdir(options.mountpoint)
     log.info("unmounted", {"mountpoint": options.mountpoint})
 
 
@@ -117,6 +122,8 @@ async def _serve(options: Options, handlers: Handlers, ready: Callable[[], None]
             if mount is not None:
                 _set_read_ahead(mount.device)
                 nursery.start_soon(_shine, mount.device)
+                if options.while_pid is not None:
+                    nursery.start_soon(_end_with, options.while_pid, mount)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
     finally:
@@ -210,6 +217,19 @@ async def _end_on_signal(
         async for number in signals:
             log.info("stopped by a signal", {"signal": signal.Signals(number).name})
             pyfuse3.terminate()
+
+
+async def _end_with(pid: int, mount: Mount) -> None:
+    """End a mount that is still attached when process `pid` is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        fd = os.pidfd_open(pid)
+        try:
+            await trio.lowlevel.wait_readable(fd)
+        finally:
+            os.close(fd)
+    if mount in mounts():
+        log.warning("stopped: who needed it is gone", {"pid": pid})
+        pyfuse3.terminate()
 
 
 async def _sweep(tree: Tree) -> None:

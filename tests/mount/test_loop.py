@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from tests.filesystems import MIB, run
 from tests.filesystems import mounted as fs_mounted
 from tests.mount.dirty import Files, Guest, back_up_image, files_in
 from tests.mount.mounts import eventually, is_alive, mounted
-from tests.mount.test_life import backyfs
+from tests.mount.test_life import backyfs, command
 from tests.parts import require
 from tests.reader.stores import add_revision
 
@@ -82,16 +83,6 @@ def point(tmp_path: Path) -> Path:
     return tmp_path / "guest"
 
 
-def servers() -> set[int]:
-    """Processes of mounts."""
-    found = set()
-    for path in glob.glob("/proc/[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if b"backyfs.mount.daemon" in Path(path).read_bytes():
-                found.add(int(path.split("/")[2]))
-    return found
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_left(point: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever a test did: no mount, no device, no process, no directory and no overlay."""
@@ -101,8 +92,8 @@ def nothing_is_left(point: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     yield
     assert mounted_at(point) is None
     assert os.listdir(point) == []
+    assert eventually(lambda: not _ours(tmp_path), 10), _ours(tmp_path)
     assert os.listdir(tmp_path / "tmp") == []
-    assert eventually(lambda: not _ours(tmp_path)), _ours(tmp_path)
 
 
 def _ours(tmp_path: Path) -> list[str]:
@@ -306,6 +297,24 @@ def test_when_its_process_is_killed(ext4: Vm, point: Path) -> None:
         with pytest.raises(OSError, match="error"):
             files_in(point)
         unloop(point)
+
+
+@pytest.mark.parametrize("after_s", [0.3, 0.45, 0.6, 0.75, 0.9])
+def test_the_command_may_be_killed_at_any_time(
+    ext4: Vm, point: Path, tmp_path: Path, after_s: float
+) -> None:
+    """Then all is there, or nothing but an empty directory (see `nothing_is_left`)."""
+    words = command("-b", ext4.repository.path, "loop", ext4.dirty.id, point)
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        time.sleep(after_s)
+        process.kill()
+    eventually(lambda: mounted_at(point) is not None, 0.5)  # mount(8) may be at work
+    if mounted_at(point) is not None:
+        assert files_in(point).items() >= ext4.expected.items()
+        unloop(point)
+    assert eventually(lambda: not _ours(tmp_path), 10), _ours(tmp_path)
+    for path in (tmp_path / "tmp").iterdir():
+        path.rmdir()
 
 
 # ---- refusals ------------------------------------------------------------------------------------
