@@ -146,8 +146,8 @@ def _allow_other() -> Finding:
 
 def _loop(_: Path) -> Iterator[Finding]:
     if not os.access("/dev/loop-control", os.R_OK | os.W_OK):
-        text = "no access to /dev/loop-control: images cannot be attached here"
-        yield Finding("loop", "note", text, "run losetup as root; modprobe loop")
+        text = "no access to /dev/loop-control: no backyfs loop here"
+        yield Finding("loop", "note", text, "run it as root; modprobe loop")
     elif not shutil.which("losetup", path=_PATH):
         yield Finding("loop", "note", "no losetup", "apt install mount")
     else:
