@@ -173,7 +173,8 @@ def test_a_damaged_record_hides_its_revision_only(vm: Repository, tree: Mounted)
     path.write_bytes(path.read_bytes()[:-40])
     first = vm.revisions()[0].id
     directory = tree.path / "vm"
-    assert eventually(lambda: sorted(os.listdir(directory)) == sorted([first, "latest"]))
+    left = sorted([first, "at", "by-tag", "latest"])
+    assert eventually(lambda: sorted(os.listdir(directory)) == left)
     assert eventually(lambda: os.readlink(directory / "latest") == first)
     assert (directory / "latest/disk.img").read_bytes() == DATA
 
