@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,6 +221,38 @@ def test_two_revisions_at_once(
             return
         with looped(vm, vm.dirty, other):
             assert "mine" not in os.listdir(other)
+
+
+def test_damage_costs_the_files_in_it_only(ext4: Vm, point: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(ext4.repository.path, copy)
+    repository = Repository.open(copy)
+    pack = max((copy / "packs").glob("*.pack"), key=lambda path: path.stat().st_size)
+    data = bytearray(pack.read_bytes())
+    data[len(data) // 2] ^= 1
+    pack.chmod(0o600)
+    pack.write_bytes(data)
+    vm = replace(ext4, repository=repository)
+    whole, bad = {}, set()
+    with looped(vm, ext4.clean, point):
+        for name in os.listdir(point):
+            try:
+                if (point / name).is_file():
+                    whole[name] = hashlib.sha256((point / name).read_bytes()).hexdigest()
+            except OSError as exc:
+                assert exc.errno == errno.EIO
+                bad.add(name)
+    assert 0 < len(bad) < len(ext4.expected) // 2, "a frame of 64 KiB holds a few files"
+    assert whole.items() >= {n: d for n, d in ext4.expected.items() if n not in bad}.items()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_journal_too_large_for_the_quota(
+    vms: dict[tuple[str, bool], Vm], point: Path, kind: str
+) -> None:
+    vm = vms[kind, False]
+    with pytest.raises(TargetError, match=f"the {kind} cannot be mounted"):
+        loop(vm.repository, vm.dirty, "disk", point, private=Private(Path("/var/tmp"), 4096))
 
 
 # ---- which tree, and what remains ----------------------------------------------------------------
