@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench import backups, cow, floors, listing, memory, mounts, restores
+from bench import backups, cow, floors, imagefs, listing, memory, mounts, restores
 from bench.ledger import Ledger, Spread
 from bench.systems import PEERS
 
@@ -86,6 +86,7 @@ def _promised(generations: int) -> Iterator[Bar]:
     yield from _restores()
     for name in cow.FILE_SYSTEMS:
         yield from _cow(name)
+    yield from _mounts()
     yield from _listing()
     yield from _memory()
 
@@ -128,8 +129,20 @@ def _cow(name: str) -> Iterator[Bar]:
         yield Bar(line, backups.OURS, "wall_s", 0.5, backups.OWN_FULL)
 
 
+def _mounts() -> Iterator[Bar]:
+    ours = backups.OURS
+    yield Bar(mounts.SEQUENTIAL, ours, "wall_s", 1 / 0.8, imagefs.SQUASHFUSE)
+    yield Bar(mounts.SEQUENTIAL, ours, "wall_s", 1 / 0.5, mounts.DECODED)
+    yield Bar(mounts.RANDOM, ours, "wall_s", 1.0, imagefs.SQUASHFUSE)
+    yield Bar(mounts.RANDOM, ours, "wall_s", 1.0, imagefs.QEMU)
+    for name in cow.FILE_SYSTEMS:
+        shares = {mounts.SEQUENTIAL: 0.7, mounts.RANDOM: 0.4, mounts.DEEP: 0.25}
+        for what, share in shares.items():
+            yield Bar(cow.line(name, what), ours, "wall_s", 1 / share, imagefs.PASSTHROUGH)
+
+
 def _listing() -> Iterator[Bar]:
-    yield Bar(listing.ALL, backups.OURS, "wall_s", 2.0, listing.PASSTHROUGH)
+    yield Bar(listing.ALL, backups.OURS, "wall_s", 2.0, imagefs.PASSTHROUGH)
     yield Bar(listing.FIRST, backups.OURS, "wall_s", 0.5)
     for line in (listing.ALL, listing.FIRST):
         yield Bar(line, backups.OURS, "rss_bytes", _LISTING_RSS_MAX)

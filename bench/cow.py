@@ -16,8 +16,19 @@ from bench import floors
 from bench.backups import LISTED, OURS, OWN_FULL
 from bench.command import command, durable, run
 from bench.footprint import SpaceGrowth
-from bench.mounts import RANDOM, SEQUENTIAL, read_all, read_pages, take_mount, take_plain
-from bench.systems import Backyfs
+from bench.imagefs import PASSTHROUGH, ImageFs, Passthrough
+from bench.mounts import (
+    DEEP,
+    IMAGE,
+    RANDOM,
+    SEQUENTIAL,
+    read_all,
+    read_pages,
+    read_pages_at_once,
+    take_mount,
+    take_plain,
+)
+from bench.systems import Backyfs, System
 from bench.workbench import Workbench
 
 FILE_SYSTEMS = {"btrfs": ("mkfs.btrfs", "-q"), "xfs": ("mkfs.xfs", "-q", "-m", "reflink=1")}
@@ -72,11 +83,22 @@ def _measure(bench: Workbench, name: str, place: Path) -> None:
             for side, system in ((OURS, scan), (LISTED, listed)):
                 steps = [system.backup(), durable(place)]
                 bench.take(line(name, pattern), side, steps, SpaceGrowth(place))
+    _measure_mounts(bench, name, scan, by_hand)
+
+
+def _measure_mounts(bench: Workbench, name: str, store: Backyfs, plain: Path) -> None:
+    """Our mount beside a C program that hands out the same bytes; and the file itself."""
+    at = plain.parent.parent
+    floor = Passthrough(at / "passthrough", plain, "threads")
+    floor.prepare()
+    sides: dict[str, System | ImageFs] = {OURS: store, PASSTHROUGH: floor}
+    readings = {SEQUENTIAL: read_all, RANDOM: read_pages, DEEP: read_pages_at_once}
     for number in range(bench.options.rounds):
-        for what, reads in ((SEQUENTIAL, read_all), (RANDOM, read_pages)):
-            take_plain(bench, line(name, what), by_hand, reads, number)
-            where = scan, place.parent / "mnt"
-            take_mount(bench, line(name, what), OURS, where, reads, number)
+        for what, reads in readings.items():
+            with bench.attempt(line(name, what), IMAGE):
+                take_plain(bench, line(name, what), plain, reads, number)
+            for side, system in sides.items():
+                take_mount(bench, line(name, what), side, (system, at / "mnt"), reads, number)
 
 
 def _take_full(bench: Workbench, where: str, place: Path) -> None:

@@ -9,28 +9,27 @@ hears once that there are none, which `ls -l` would otherwise ask of every file.
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bench import histories
 from bench.backups import OURS
 from bench.command import Command, CommandFailed, Process, command, run
+from bench.imagefs import PASSTHROUGH, Passthrough
 from bench.ledger import Sample
 from bench.mounts import cpu_s_of, peak_bytes_of
 from bench.systems import backyfs_program
 from bench.workbench import Workbench
 
 FIRST, ALL = "ls of a new mount", "ls -lR"
-PASSTHROUGH, BARE = "C passthrough", "C passthrough noxattr"
+BARE = f"{PASSTHROUGH} noxattr"
 # Of the listing in full, and of the tree whose first listing is timed, at 2 GiB.
 _VMS, _REVISIONS = 200, 60
 _MANY_VMS, _MANY_REVISIONS = 1000, 50
 _FULL_SIZE = 2 << 30
-_SOURCE = Path(__file__).with_name("passthrough.c")
 _START_S = 30.0
 _POLL_S = 0.002
 
@@ -62,12 +61,13 @@ def _take_all(bench: Workbench, home: Path) -> None:
     base, mirror = home / "base", bench.options.images / "mirror"
     base.mkdir()
     histories.make(base, _scaled(bench, _VMS), _REVISIONS)
-    passthrough = _built(home)
-    servers: dict[str, Callable[[], Command]] = {
-        OURS: lambda: _mount(home, base),
-        PASSTHROUGH: lambda: command(passthrough, mirror, home / "mnt"),
-        BARE: lambda: command(passthrough, mirror, home / "mnt", "noxattr"),
+    floors = {
+        PASSTHROUGH: Passthrough(home / "floor", mirror / "any"),
+        BARE: Passthrough(home / "floor", mirror / "any", "noxattr"),
     }
+    floors[BARE].prepare()
+    servers = {OURS: _mount(home, base)}
+    servers |= {side: floor.mount(home / "mnt") for side, floor in floors.items()}
     try:
         with _serving(_mount(home, base), home / "mnt") as (point, _):
             copy_names(point, mirror)
@@ -75,7 +75,7 @@ def _take_all(bench: Workbench, home: Path) -> None:
             for side, server in servers.items():
                 with bench.attempt(ALL, side) as going:
                     if going:
-                        bench.enter(ALL, side, _listed(server(), home / "mnt"))
+                        bench.enter(ALL, side, _listed(server, home / "mnt"))
     finally:
         shutil.rmtree(mirror, ignore_errors=True)
 
@@ -83,16 +83,6 @@ def _take_all(bench: Workbench, home: Path) -> None:
 def _mount(home: Path, base: Path) -> Command:
     where = ("-l", home / "log", "-b", base)
     return command(backyfs_program(), *where, "mount", "--foreground", home / "mnt")
-
-
-def _built(home: Path) -> Path:
-    """The C program, compiled."""
-    flags = home / "flags"
-    query = command("pkg-config", "--cflags", "--libs", "fuse3")
-    run([Command(query.argv, stdout=flags)])
-    program = home / "passthrough"
-    run([command("gcc", "-O2", "-o", program, _SOURCE, *shlex.split(flags.read_text()))])
-    return program
 
 
 def _listed(server: Command, mountpoint: Path) -> Sample:

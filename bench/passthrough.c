@@ -1,7 +1,8 @@
 /* A FUSE file system that shows another directory, read-only: what the least costs that any
- * mount through libfuse has. Low-level API, one thread, everything may be kept by the kernel.
+ * mount through libfuse has. Low-level API, one thread (or as many as libfuse likes), everything may
+ * be kept by the kernel.
  *
- *     passthrough SOURCE MOUNTPOINT [noxattr]        (stays in the foreground)
+ *     passthrough SOURCE MOUNTPOINT [noxattr] [threads]        (stays in the foreground)
  *
  * An inode is remembered with its path when it is first seen, and never forgotten: good enough for
  * the minutes of a bench.
@@ -12,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +31,7 @@ struct node {
 };
 
 static struct node *buckets[BUCKETS];
+static pthread_mutex_t nodes = PTHREAD_MUTEX_INITIALIZER;
 static char *source;
 
 static const char *path_of(fuse_ino_t inode)
@@ -50,6 +53,14 @@ static struct node *node_of(ino_t number, const char *path)
     return *bucket = node;
 }
 
+static struct node *locked_node_of(ino_t number, const char *path)
+{
+    pthread_mutex_lock(&nodes);
+    struct node *node = node_of(number, path);
+    pthread_mutex_unlock(&nodes);
+    return node;
+}
+
 static int look(const char *directory, const char *name, struct fuse_entry_param *entry)
 {
     char path[8192];
@@ -58,7 +69,7 @@ static int look(const char *directory, const char *name, struct fuse_entry_param
     memset(entry, 0, sizeof *entry);
     if (lstat(path, &entry->attr))
         return errno;
-    entry->ino = (fuse_ino_t)node_of(entry->attr.st_ino, path);
+    entry->ino = (fuse_ino_t)locked_node_of(entry->attr.st_ino, path);
     entry->attr_timeout = entry->entry_timeout = KEEP_S;
     return 0;
 }
@@ -209,19 +220,24 @@ static struct fuse_lowlevel_ops operations = {
 
 int main(int count, char **words)
 {
+    int threads = 0;
     if (count < 3 || !(source = realpath(words[1], NULL))) {
-        fprintf(stderr, "usage: passthrough SOURCE MOUNTPOINT [noxattr]\n");
+        fprintf(stderr, "usage: passthrough SOURCE MOUNTPOINT [noxattr] [threads]\n");
         return 2;
     }
-    if (count > 3)
-        operations.getxattr = NULL;
+    for (int index = 3; index < count; index++) {
+        if (!strcmp(words[index], "noxattr"))
+            operations.getxattr = NULL;
+        if (!strcmp(words[index], "threads"))
+            threads = 1;
+    }
     char *options[] = {words[0], "-oro,fsname=passthrough,auto_unmount"};
     struct fuse_args arguments = FUSE_ARGS_INIT(2, options);
     struct fuse_session *session =
         fuse_session_new(&arguments, &operations, sizeof operations, NULL);
     if (!session || fuse_set_signal_handlers(session) || fuse_session_mount(session, words[2]))
         return 1;
-    int result = fuse_session_loop(session);
+    int result = threads ? fuse_session_loop_mt(session, NULL) : fuse_session_loop(session);
     fuse_session_unmount(session);
     fuse_session_destroy(session);
     return result ? 1 : 0;

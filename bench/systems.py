@@ -52,6 +52,11 @@ class System(ABC):
         """The file that `restore_file` makes."""
         return target / self.image.name
 
+    def mountpoint(self, place: Path) -> Path:
+        """Make what it is to be mounted on, at `place`."""
+        place.mkdir(exist_ok=True)
+        return place
+
     @abstractmethod
     def mount(self, mountpoint: Path) -> Command:
         """Serve the newest backup at `mountpoint` until it is unmounted."""
