@@ -49,17 +49,20 @@ def configure(
     quiet: bool = False,
     as_json: bool = False,
     logfile: Path | None = None,
+    service: bool = False,
 ) -> None:
     """Set up logging for this process, replacing an earlier set-up.
 
-    `as_json` makes the lines on stderr JSON, as the command's warnings are.
+    `as_json` makes the lines on stderr JSON, as the command's warnings are. `service`: somebody
+    keeps stderr (a journal), so INFO goes there, too.
     Raises ConfigError when `logfile` (which somebody asked for) cannot be written.
     """
     shut_down()
     level = logging.DEBUG if verbose else logging.INFO
     logging.getLogger(PROGRAM).setLevel(level)
     stderr = logging.StreamHandler(sys.stderr)
-    stderr.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
+    usual = logging.INFO if service else logging.WARNING
+    stderr.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else usual)
     stderr.setFormatter(_Json() if as_json else _Brief())
     stderr.addFilter(lambda record: not _is_told(record))
     _install(stderr)

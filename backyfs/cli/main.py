@@ -61,6 +61,7 @@ COMMANDS = {
     "tags": "Set, add or remove tags of revisions.",
     "mount": "Show revisions as a tree of files.",
     "umount": "End a mount.",
+    "nbd-server": "Offer revisions as block devices.",
     "loop": "Mount the file system of a guest from a revision.",
     "unloop": "End what loop mounted.",
     "doctor": "Say what this host can do, what is missing and how to get it.",

@@ -166,6 +166,11 @@ class Catalog:
 
     # The VMs
 
+    @property
+    def only(self) -> str:
+        """The VM's name where `base` is one VM's directory, else ""."""
+        return self._single
+
     def names(self, *, wait: bool = True) -> Mapping[str, int]:
         """Every VM's name, sorted, with the time its revisions last changed (Unix time, ns)."""
         if self._names_fresh():

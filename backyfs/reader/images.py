@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from backyfs.model import Extent
@@ -62,6 +62,13 @@ class WritableImage(ReadableImage, Protocol):
         """Have errors of earlier writes told. OSError."""
 
 
+class DiskImage(ReadableImage, Protocol):
+    """A readable image of a disk, which knows where it holds data."""
+
+    def extents(self) -> Iterator[Extent]:
+        """Sorted, disjoint extents that hold data; the rest are holes."""
+
+
 class RawImage:
     """An image that is a plain file (cow): the kernel's page cache is its cache."""
 
@@ -72,6 +79,10 @@ class RawImage:
     def size(self) -> int:
         """Bytes of the disk."""
         return self._size
+
+    def extents(self) -> Iterator[Extent]:
+        """As the image's."""
+        return self._image.extents()
 
     def raw_fd(self) -> int | None:
         """The descriptor whose bytes are the image's."""
@@ -197,7 +208,7 @@ class WritableSlice(SliceImage):
         self._writable.flush()
 
 
-def readable(image: StoredImage, digest: str, cache: FrameCache) -> ReadableImage:
+def readable(image: StoredImage, digest: str, cache: FrameCache) -> DiskImage:
     """An image of either format with what suits it: frames cached, or the file as it is."""
     fd = image.raw_fd()
     return CachedImage(image, digest, cache) if fd is None else RawImage(image, fd)
@@ -219,7 +230,7 @@ class OpenImages:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cache = cache
-        self._images = SharedImages[Key, ReadableImage](
+        self._images = SharedImages[Key, DiskImage](
             images_max=images_max, linger_s=lambda image: linger_s, clock=clock
         )
 
@@ -228,14 +239,14 @@ class OpenImages:
 
     def open(
         self, repository: Repository, record: Record, disk: str, *, check: bool = False
-    ) -> Lease[ReadableImage]:
+    ) -> Lease[DiskImage]:
         """A lease of a disk. NoRevision, Corrupt; OSError ENFILE when too many are open.
 
         `check`: verify every frame that is read; without it a cow image's bytes are what its file
         system returns (packs frames are always verified).
         """
 
-        def make() -> ReadableImage:
+        def make() -> DiskImage:
             stored = repository.open_disk(record, disk, check=check)
             return readable(stored, record.disks[disk].digest, self.cache)
 

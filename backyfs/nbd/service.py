@@ -1,0 +1,136 @@
+"""A server from its options: binds, serves until a signal, ends cleanly."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from backyfs.allocator import keep_freed_blocks
+from backyfs.nbd.exports import Exports
+from backyfs.nbd.listening import Endpoint, handed_over, is_exposed, listeners, listening, shown
+from backyfs.nbd.server import Limits, Server
+from backyfs.nbd.tls import TlsFiles, context
+from backyfs.reader.cache import CACHE_BYTES_MAX, FrameCache
+from backyfs.reader.catalog import Catalog
+from backyfs.reader.images import OpenImages
+from backyfs.reader.overlay import Scratch
+
+log = logging.getLogger(__name__)
+
+_SWEEP_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to serve, and where.
+
+    `base` is one VM's directory or the base directory of many; `scratch` where overlays are kept
+    (None: no `@rw`) and `scratch_bytes` what they may take together; `cache_bytes` bounds decoded
+    frames in memory.
+    """
+
+    base: Path
+    endpoint: Endpoint = field(default_factory=Endpoint)
+    tls: TlsFiles | None = None
+    scratch: Path | None = None
+    scratch_bytes: int | None = None
+    cache_bytes: int = CACHE_BYTES_MAX
+    limits: Limits = field(default_factory=Limits)
+
+
+def serve(options: Options, ready: Callable[[list[str]], None]) -> None:
+    """Serve until SIGTERM or SIGINT; `ready` is told where, once clients can connect.
+
+    NoRepository, ConfigError, TargetError; BackyfsError when it cannot listen there.
+    """
+    tls = context(options.tls) if options.tls is not None else None
+    catalog = Catalog(options.base)
+    with contextlib.ExitStack() as stack:
+        scratch = None
+        if options.scratch is not None:
+            scratch = Scratch(options.scratch, options.scratch_bytes, base=catalog.base)
+            stack.callback(scratch.close)
+        images = OpenImages(FrameCache(options.cache_bytes))
+        stack.callback(images.close)
+        sockets = [stack.enter_context(sock) for sock in handed_over()]
+        if not sockets:
+            sockets = stack.enter_context(listening(options.endpoint))
+        _warn_if_open(sockets, options.tls)
+        _allow_descriptors()
+        keep_freed_blocks()
+        server = Server(Exports(catalog, images, scratch), tls=tls, limits=options.limits)
+        trio.run(_serve, server, sockets, images, ready)
+
+
+def _warn_if_open(sockets: list[socket.socket], tls: TlsFiles | None) -> None:
+    for sock in filter(is_exposed, sockets):
+        if tls is None:
+            log.warning(
+                "everybody who can connect may read all exports: no TLS", {"listening": shown(sock)}
+            )
+        elif tls.authority is None:
+            log.warning(
+                "everybody who can connect may read all exports: no client certificates (--tls-ca)",
+                {"listening": shown(sock)},
+            )
+
+
+def _allow_descriptors() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _serve(
+    server: Server,
+    sockets: list[socket.socket],
+    images: OpenImages,
+    ready: Callable[[list[str]], None],
+) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_stop_on_signal, server)
+        nursery.start_soon(_sweep, images)
+        async with trio.open_nursery() as serving:
+            await serving.start(server.serve, listeners(sockets))
+            places = [shown(sock) for sock in sockets]
+            log.info("listening", {"on": ", ".join(places)})
+            ready(places)
+            _notify_systemd("READY=1")
+        nursery.cancel_scope.cancel()
+    log.info("stopped")
+
+
+async def _stop_on_signal(
+    server: Server, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("stopping", {"signal": signal.Signals(number).name})
+            _notify_systemd("STOPPING=1")
+            server.stop()
+
+
+async def _sweep(images: OpenImages) -> None:
+    while True:
+        await trio.sleep(_SWEEP_S)
+        await trio.to_thread.run_sync(images.sweep)
+
+
+def _notify_systemd(state: str) -> None:
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
+        ):
+            notify.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
