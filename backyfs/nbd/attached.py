@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from backyfs.model import Extent
+from backyfs.model import FRAME, Extent
 from backyfs.nbd.datamap import DataMap, Piece
 from backyfs.nbd.protocol.handshake import ExportInfo
 from backyfs.reader.images import DiskImage, Lease
@@ -54,16 +54,24 @@ class Attached:
         """A descriptor with the image's bytes (the export begins at `start`), or None."""
         return self._bytes.raw_fd()
 
-    @property
-    def image_size(self) -> int:
-        """Bytes of the whole disk."""
-        return self._image.size
-
     # Reading
 
     def read(self, offset: int, length: int) -> Buffer:
         """Exactly `length` bytes. Corrupt, OSError."""
         return self._bytes.read(self.start + offset, length)
+
+    def try_read(self, offset: int, length: int) -> Buffer | None:
+        """The bytes when they are in memory, else None; never blocks."""
+        return self._bytes.try_read(self.start + offset, length)
+
+    def frames(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """A range (offset, length) cut at the frames of the image."""
+        found, end = [], offset + length
+        while offset < end:
+            stop = min(end, offset + FRAME - (self.start + offset) % FRAME)
+            found.append((offset, stop - offset))
+            offset = stop
+        return found
 
     def stored(self, offset: int, length: int) -> bool:
         """Whether a range is surely no hole in any part: the usual case, answered quickly."""

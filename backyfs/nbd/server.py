@@ -21,6 +21,7 @@ import trio
 from backyfs.log import about
 from backyfs.nbd.channel import blocking, keep_alive, shut
 from backyfs.nbd.exports import Exports
+from backyfs.nbd.helpers import Helpers
 from backyfs.nbd.negotiation import Negotiation, Opened
 from backyfs.nbd.protocol.handshake import ProtocolError
 from backyfs.nbd.protocol.transmission import Transmission
@@ -57,6 +58,8 @@ class Server:
         self._exports, self._tls, self._limits = exports, tls, limits
         self._catalog = trio.CapacityLimiter(_CATALOG_THREADS)
         self._threads = trio.CapacityLimiter(limits.connections)
+        self._helpers = Helpers()
+        self._hands = trio.CapacityLimiter(self._helpers.count)
         self._connections = 0
         self._accepting = trio.CancelScope()
         self._negotiations: set[Negotiation] = set()
@@ -74,12 +77,25 @@ class Server:
         task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve until `stop`; returns when all connections have ended."""
-        async with trio.open_nursery() as connections:
-            with self._accepting:
-                await trio.serve_listeners(
-                    self._accepted, listeners, handler_nursery=connections, task_status=task_status
-                )
-            connections.cancel_scope.deadline = trio.current_time() + self._limits.grace_s
+        async with trio.open_nursery() as helping:
+            for _ in range(self._helpers.count):
+                helping.start_soon(self._help)
+            try:
+                async with trio.open_nursery() as connections:
+                    with self._accepting:
+                        await trio.serve_listeners(
+                            self._accepted,
+                            listeners,
+                            handler_nursery=connections,
+                            task_status=task_status,
+                        )
+                    connections.cancel_scope.deadline = trio.current_time() + self._limits.grace_s
+            finally:
+                self._helpers.stop()
+
+    async def _help(self) -> None:
+        with trio.CancelScope(shield=True):  # `stop` ends it, whatever ended the connections
+            await trio.to_thread.run_sync(self._helpers.run, limiter=self._hands)
 
     def stop(self) -> None:
         """Accept nobody any more, refuse further requests, and end."""
@@ -142,7 +158,8 @@ class Server:
                 structured=negotiation.handshake.structured,
                 allocation=opened.allocation,
             )
-            session = Session(negotiation.link.channel(sock), opened.attached, transmission)
+            channel = negotiation.link.channel(sock)
+            session = Session(channel, opened.attached, transmission, self._helpers)
             values = {"peer": peer, "export": info.name}
             log.info("attached", values | {"tls": self._tls is not None})
             started = trio.current_time()

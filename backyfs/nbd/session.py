@@ -1,12 +1,14 @@
 """The transmission phase of one connection: a loop in a thread of its own.
 
-Bytes are received, all requests in them are served in order, and their replies go out together:
-few system calls for many requests, no other thread, no lock. A client that does not read its
-replies blocks this thread and nothing else.
+Bytes are received, all requests in them are served, and their replies go out together: few system
+calls for many requests. What is at hand (cached, a hole) is answered at once; reads that must be
+decoded or come from a disk are collected and done by this thread with what helpers are free
+(helpers.py). Replies may overtake each other, as the protocol allows. A client that does not read
+its replies blocks this thread and nothing else.
 
-Memory of a connection: what one receive takes (256 KiB), replies not yet sent (at most 1 MiB and
-one piece) and a piece of at most 1 MiB being read; through TLS the encrypted form of one piece
-more. Reads of up to 32 MiB are served piece by piece.
+Memory of a connection: what one receive takes (256 KiB), reads under way (at most ROUND_BYTES and
+one read of 1 MiB), and as much again of replies that are not sent yet; through TLS the encrypted
+form of one piece more. Reads of up to 32 MiB are served piece by piece.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +26,7 @@ from backyfs.errors import BackyfsError, Corrupt
 from backyfs.model import FRAME
 from backyfs.nbd.attached import Attached
 from backyfs.nbd.channel import Channel, Idle, Stalled
+from backyfs.nbd.helpers import Helpers, Job
 from backyfs.nbd.protocol.constants import DESCRIPTORS_MAX, STATE_HOLE, STATE_ZERO
 from backyfs.nbd.protocol.handshake import ProtocolError
 from backyfs.nbd.protocol.transmission import (
@@ -43,11 +47,17 @@ from backyfs.store.contract import Buffer
 log = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 256 << 10
-PIECE_BYTES = 1 << 20
-_HELD_BYTES_MAX = 1 << 20
+ROUND_BYTES = 2 << 20
+"""Reads under way at a time."""
+PIECE_BYTES = 256 << 10
+"""Reads longer than this are split, so that helpers can take a part."""
+WHOLE_BYTES = 1 << 20
+"""Reads whose answer must be one part are held up to this length; longer ones are streamed."""
 _SENDFILE_BYTES_MIN = 64 << 10
 _STATUS_BYTES_MAX = (1 << 32) - FRAME
 _ERRORS_LOGGED_MAX = 20
+_EARLY_BUFFERS = 8
+_SLOW_S = 0.002
 _ZEROS = bytes(PIECE_BYTES)
 
 
@@ -62,27 +72,72 @@ class Traffic:
 
 
 class _Failure(Exception):
-    """A range that could not be read: errno, and words for people."""
+    """A range that could not be read or written: errno, and words for people."""
 
     def __init__(self, number: int, text: str) -> None:
         super().__init__(text)
         self.number, self.text = number, text
 
 
+class _Reading:
+    """A READ under way: how many parts of its answer are to come, whether it must be one part."""
+
+    __slots__ = ("cookie", "failed", "parts", "whole")
+
+    def __init__(self, cookie: int, *, whole: bool = False) -> None:
+        self.cookie, self.whole = cookie, whole
+        self.parts, self.failed = 0, False
+
+
+class _Part:
+    """A range to be read as a part of an answer, by whichever thread; then `data` or `error`."""
+
+    __slots__ = ("data", "error", "length", "offset", "read", "reading")
+
+    def __init__(
+        self,
+        read: Callable[[int, int], Buffer],
+        offset: int,
+        length: int,
+        reading: _Reading,
+    ) -> None:
+        self.read, self.offset, self.length, self.reading = read, offset, length, reading
+        self.data: Buffer = b""
+        self.error: BaseException | None = None
+
+    def __call__(self) -> None:
+        try:
+            self.data = self.read(self.offset, self.length)
+        except BaseException as exc:  # for the thread that collects it
+            self.error = exc
+
+
 class Session:
     """Serves the requests of one connection. `run` in a thread; `stop` from any other."""
 
-    def __init__(self, channel: Channel, attached: Attached, transmission: Transmission) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        attached: Attached,
+        transmission: Transmission,
+        helpers: Helpers,
+    ) -> None:
         self.traffic = Traffic()
         self._channel, self._attached, self._transmission = channel, attached, transmission
+        self._helpers = helpers
         self._structured = transmission.structured
         self._out: list[Buffer] = []
         self._held = 0
+        self._round: list[_Part] = []
+        self._round_bytes = 0
         self._stopping = threading.Event()
         self._write_error: _Failure | None = None
-        self._raw_fd = attached.raw_fd if channel.socket is not None else None
+        self._slow = False  # the last reads took so long that a disk must have been waited for
+        # Only a structured reply can still tell of an error in bytes that the kernel moves.
+        sendfile = self._structured and channel.socket is not None
+        self._raw_fd = attached.raw_fd if sendfile else None
         self._handlers: dict[type, Callable[[Any], None]] = {
-            Read: self._read_structured if self._structured else self._read_simple,
+            Read: self._read,
             Write: self._write,
             WriteData: self._write_data,
             Zero: self._zero,
@@ -125,20 +180,23 @@ class Session:
         """Serve what arrived and send all replies; whether the client is done."""
         try:
             return self._serve_all(data)
-        finally:
-            self._send()  # also when the rest makes no sense
+        finally:  # also when the rest makes no sense
+            self._work()
+            self._send()
 
     def _serve_all(self, data: memoryview) -> bool:
-        handlers = self._handlers
+        handlers, stopping = self._handlers, self._stopping.is_set
         for event in self._transmission.receive(data):
             kind = type(event)
             if kind is Disconnect:
                 return True
-            if self._stopping.is_set():
+            if stopping():
                 self._turn_away(event)
             else:
                 handlers[kind](event)
-            if self._held >= _HELD_BYTES_MAX:
+            if self._round_bytes >= ROUND_BYTES:
+                self._work()
+            if self._held >= ROUND_BYTES:
                 self._send()
         return False
 
@@ -174,6 +232,96 @@ class Session:
 
     # Reading
 
+    def _read(self, event: Read) -> None:
+        cookie, offset, length, whole = event
+        traffic = self.traffic
+        traffic.requests += 1
+        traffic.read += length
+        by_us = self._raw_fd is None or length < _SENDFILE_BYTES_MIN
+        if length <= PIECE_BYTES and by_us and self._read_small(event):
+            return
+        if whole or not self._structured:
+            self._read_whole(cookie, offset, length)
+        else:
+            self._read_parts(cookie, offset, length)
+
+    def _read_small(self, event: Read) -> bool:
+        """Answer a read at once or in this round; False if it should be answered in parts."""
+        cookie, offset, length, whole = event
+        if not length or (self._structured and not self._attached.stored(offset, length)):
+            return False
+        data = self._attached.try_read(offset, length)
+        if data is None:
+            self._later(offset, length, _Reading(cookie, whole=whole))
+            return True
+        header = self._transmission.data(cookie, offset, length, last=True)
+        self._out.append(header)
+        self._out.append(data)
+        self._held += len(header) + length
+        return True
+
+    def _later(self, offset: int, length: int, reading: _Reading) -> None:
+        """Have a range read in this round."""
+        reading.parts += 1
+        self._round.append(_Part(self._attached.read, offset, length, reading))
+        self._round_bytes += length
+
+    def _work(self) -> None:
+        """Read all ranges of this round, and put their answers."""
+        if not self._round:
+            return
+        parts, self._round, self._round_bytes = self._round, [], 0
+        started = time.perf_counter()
+        job = Job(parts)
+        self._helpers.offer(job, len(parts) - 1, waiting=self._slow)
+        self._send()  # helpers have begun
+        for part in job.done():
+            self._collect(part)
+            # What is ready goes out, so that the client asks on while we go on.
+            if len(self._out) >= _EARLY_BUFFERS or self._held >= PIECE_BYTES:
+                self._send()
+        self._slow = time.perf_counter() - started > _SLOW_S * len(parts)
+
+    def _collect(self, part: _Part) -> None:
+        reading = part.reading
+        reading.parts -= 1
+        last = not reading.parts
+        if part.error is not None:
+            self._damaged(part, last)
+            return
+        self._put(
+            self._transmission.data(reading.cookie, part.offset, part.length, last=last), part.data
+        )
+
+    def _damaged(self, part: _Part, last: bool) -> None:
+        """The answer for a part that could not be read; frame by frame, where it may be split."""
+        reading, cookie = part.reading, part.reading.cookie
+        failure = self._failure(part.error, part.offset)
+        self.traffic.errors += not reading.failed
+        reading.failed = True
+        if not self._structured:
+            self._put(self._transmission.error(cookie, failure.number, failure.text))
+            return
+        frames = [(part.offset, part.length)]
+        if not reading.whole:
+            frames = self._attached.frames(part.offset, part.length)
+        for at, count in frames:
+            final = last and (at, count) == frames[-1]
+            self._put(*self._frame(cookie, at, count, failure if len(frames) == 1 else None, final))
+
+    def _frame(
+        self, cookie: int, offset: int, length: int, failure: _Failure | None, last: bool
+    ) -> list[Buffer]:
+        """A chunk with data, or with the error of reading it (`failure`, if that is known)."""
+        try:
+            if failure is not None:
+                raise failure
+            data = self._bytes(offset, length)
+        except _Failure as exc:
+            error = self._transmission.error_at(cookie, exc.number, exc.text, offset, last=last)
+            return [error]
+        return [self._transmission.data(cookie, offset, length, last=last), data]
+
     def _bytes(self, offset: int, length: int) -> Buffer:
         """Bytes of the export. _Failure."""
         try:
@@ -181,25 +329,66 @@ class Session:
         except (BackyfsError, OSError) as exc:
             raise self._failure(exc, offset) from exc
 
-    def _failure(self, exc: BackyfsError | OSError, offset: int) -> _Failure:
-        """What went wrong, logged; damage is known to the store already."""
+    def _failure(self, exc: BaseException | None, offset: int) -> _Failure:
+        """What went wrong, logged; damage is known to the store already. Raises what is a bug."""
+        if not isinstance(exc, BackyfsError | OSError):
+            raise exc or AssertionError("no error")
         if self.traffic.errors < _ERRORS_LOGGED_MAX:
             level = logging.ERROR if isinstance(exc, Corrupt) else logging.WARNING
             values = {"export": self._attached.info.name, "offset": offset, "why": exc}
-            log.log(level, "a read failed", values)
+            log.log(level, "request failed", values)
         return _Failure(errno.EIO, getattr(exc, "message", "") or str(exc))
 
-    def _read_simple(self, event: Read) -> None:
-        """One header, then all bytes; so what is too long to hold is read twice."""
-        cookie, offset, length, _ = event
-        traffic = self.traffic
-        traffic.requests += 1
+    def _read_parts(self, cookie: int, offset: int, length: int) -> None:
+        """In chunks: data, holes, errors."""
+        reading = _Reading(cookie)
+        reading.parts = 1  # until the last chunk is known
+        for start, end, stored in self._attached.pieces(offset, length):
+            if not stored:
+                self._put(self._transmission.hole(cookie, start, end - start, last=False))
+            elif self._raw_fd is not None and end - start >= _SENDFILE_BYTES_MIN:
+                self._send_file(cookie, start, end - start)
+            else:
+                for at, count in _cut(start, end - start):
+                    self._later(at, count, reading)
+                    if self._round_bytes >= ROUND_BYTES:
+                        self._work()
+        reading.parts -= 1
+        if not reading.parts:
+            self._put(self._transmission.end(cookie))
+
+    def _read_whole(self, cookie: int, offset: int, length: int) -> None:
+        """In one part."""
+        if not length:
+            done = self._transmission.end if self._structured else self._transmission.done
+            self._put(done(cookie))
+        elif length <= WHOLE_BYTES:
+            self._later(offset, length, _Reading(cookie, whole=True))
+        elif self._structured:
+            self._stream(cookie, offset, length)
+        else:
+            self._stream_simple(cookie, offset, length)
+
+    def _stream(self, cookie: int, offset: int, length: int) -> None:
+        """A long chunk: what cannot be read is padding in it, and an error follows."""
+        first: tuple[int, _Failure] | None = None
+        self._put(self._transmission.data(cookie, offset, length, last=False))
+        for at, count in _cut(offset, length):
+            try:
+                self._put(self._bytes(at, count))
+            except _Failure as failure:
+                first = first or (at, failure)
+                self._put(_ZEROS[:count])
+            self._send()
+        if first is not None:  # the specification wants one offset for a chunk
+            at, why = first
+            self.traffic.errors += 1
+            self._put(self._transmission.error_at(cookie, why.number, why.text, at))
+        self._put(self._transmission.end(cookie))
+
+    def _stream_simple(self, cookie: int, offset: int, length: int) -> None:
+        """A long answer whose header must know the outcome: so everything is read twice."""
         try:
-            if length <= PIECE_BYTES:
-                data = self._bytes(offset, length)
-                self._put(self._transmission.data(cookie, offset, length, last=True), data)
-                traffic.read += length
-                return
             for at, count in _cut(offset, length):
                 self._bytes(at, count)
         except _Failure as failure:
@@ -213,127 +402,40 @@ class Session:
         except _Failure as failure:
             # The header promised success: the specification leaves only this.
             raise ProtocolError(f"a read failed when it had begun: {failure.text}") from failure
-        traffic.read += length
-
-    def _read_structured(self, event: Read) -> None:
-        cookie, offset, length, whole = event
-        traffic = self.traffic
-        traffic.requests += 1
-        traffic.read += length
-        if length <= FRAME and self._attached.stored(offset, length):
-            try:
-                data = self._bytes(offset, length)
-            except _Failure:
-                pass  # again, frame by frame
-            else:
-                header = self._transmission.data(cookie, offset, length, last=True)
-                self._out.append(header)
-                self._out.append(data)
-                self._held += len(header) + length
-                return
-        if whole and length > PIECE_BYTES:
-            self._read_whole(cookie, offset, length)
-        elif whole:
-            self._read_piece(cookie, offset, length)
-            self._put(self._transmission.end(cookie))
-        else:
-            self._read_parts(cookie, offset, length)
-
-    def _read_parts(self, cookie: int, offset: int, length: int) -> None:
-        """In chunks: data, holes, errors."""
-        for start, end, stored in self._attached.pieces(offset, length):
-            if not stored:
-                self._put(self._transmission.hole(cookie, start, end - start, last=False))
-            elif self._raw_fd is not None and end - start >= _SENDFILE_BYTES_MIN:
-                self._send_file(cookie, start, end - start)
-            else:
-                for at, count in _cut(start, end - start):
-                    self._read_piece(cookie, at, count)
-                    if self._held >= _HELD_BYTES_MAX:
-                        self._send()
-        self._put(self._transmission.end(cookie))
-
-    def _read_piece(self, cookie: int, offset: int, length: int) -> None:
-        """One chunk of data; where something is damaged one for each frame, or its error."""
-        if not length:
-            return
-        try:
-            data = self._bytes(offset, length)
-        except _Failure as failure:
-            frames = list(self._frames(offset, length))
-            if len(frames) == 1:
-                self.traffic.errors += 1
-                self._put(self._transmission.error_at(cookie, failure.number, failure.text, offset))
-                return
-            for at, count in frames:
-                self._read_piece(cookie, at, count)
-            return
-        self._put(self._transmission.data(cookie, offset, length, last=False), data)
-
-    def _frames(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """A range cut at the frames of the image."""
-        found = []
-        end = offset + length
-        while offset < end:
-            stop = min(end, offset + FRAME - (self._attached.start + offset) % FRAME)
-            found.append((offset, stop - offset))
-            offset = stop
-        return found
-
-    def _read_whole(self, cookie: int, offset: int, length: int) -> None:
-        """A long read in one chunk: what cannot be read is padding, and an error follows it."""
-        failures: list[tuple[int, _Failure]] = []
-        self._put(self._transmission.data(cookie, offset, length, last=False))
-        for at, count in _cut(offset, length):
-            self._put(self._padded(at, count, failures))
-            self._send()
-        self._end_of_chunk(cookie, failures)
-
-    def _padded(self, offset: int, length: int, failures: list[tuple[int, _Failure]]) -> Buffer:
-        try:
-            return self._bytes(offset, length)
-        except _Failure as failure:
-            failures.append((offset, failure))
-            return _ZEROS[:length]
-
-    def _end_of_chunk(self, cookie: int, failures: list[tuple[int, _Failure]]) -> None:
-        """The errors within a content chunk (the first tells it all), and the end of the reply."""
-        self.traffic.errors += bool(failures)
-        for at, failure in failures[:1]:
-            self._put(self._transmission.error_at(cookie, failure.number, failure.text, at))
-        self._put(self._transmission.end(cookie))
 
     def _send_file(self, cookie: int, offset: int, length: int) -> None:
-        """One chunk, moved by the kernel; a part it cannot read is padding and an error."""
-        sock, fd = self._channel.socket, self._raw_fd
-        assert sock is not None
-        assert fd is not None
+        """One chunk, moved by the kernel; a part it cannot read is padding, and an error."""
         self._put(self._transmission.data(cookie, offset, length, last=False))
         self._send(more=True)
         at, end = offset, offset + length
         try:
             while at < end:
-                count = os.sendfile(sock.fileno(), fd, self._attached.start + at, end - at)
-                if not count:
-                    raise _Failure(errno.EIO, "the image is shorter than it was")
-                at += count
+                at += self._moved(at, end - at)
             return
+        except _Failure as exc:
+            failure = exc
+        for _, count in _cut(at, end - at):
+            self._put(_ZEROS[:count])
+            self._send()
+        self.traffic.errors += 1
+        self._put(self._transmission.error_at(cookie, failure.number, failure.text, at))
+
+    def _moved(self, offset: int, length: int) -> int:
+        """Bytes that the kernel moved from the image to the client. _Failure of the image."""
+        sock, fd = self._channel.socket, self._raw_fd
+        assert sock is not None
+        assert fd is not None
+        try:
+            count = os.sendfile(sock.fileno(), fd, self._attached.start + offset, length)
         except BlockingIOError:
             raise Stalled("the client takes no bytes") from None
         except OSError as exc:
             if exc.errno not in _OF_THE_FILE:
                 raise
-            failure = self._failure(exc, at)
-        except _Failure as exc:
-            failure = exc
-        self._pad(end - at)
-        self.traffic.errors += 1
-        self._put(self._transmission.error_at(cookie, failure.number, failure.text, at))
-
-    def _pad(self, length: int) -> None:
-        for _, count in _cut(0, length):
-            self._put(_ZEROS[:count])
-            self._send()
+            raise self._failure(exc, offset) from exc
+        if not count:
+            raise _Failure(errno.EIO, "the image is shorter than it was")
+        return count
 
     def _status(self, event: Status) -> None:
         cookie, offset, length, one = event
@@ -353,7 +455,7 @@ class Session:
 
     def _cache(self, event: Cache) -> None:
         self.traffic.requests += 1
-        self._attached.prefetch(event.offset, min(event.length, PIECE_BYTES))
+        self._attached.prefetch(event.offset, min(event.length, WHOLE_BYTES))
         self._put(self._transmission.done(event.cookie))
 
     # Writing
