@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from backyfs.cli import options
 from backyfs.cli.session import Session
 from backyfs.errors import UsageError
 
@@ -56,6 +57,13 @@ gone when it ends."""
     help="Most clients at a time.",
 )
 @click.option(
+    "--scratch",
+    metavar="DIR[:SIZE]",
+    type=options.SCRATCH,
+    help="Where what is written to @rw exports is kept, and how much of it, all together"
+    " (default: /var/tmp:16G).",
+)
+@click.option(
     "--cache",
     "cache_mib",
     metavar="MIB",
@@ -74,6 +82,7 @@ def command(
     tls_key: Path | None,
     tls_ca: Path | None,
     max_connections: int,
+    scratch: tuple[Path, int | None] | None,
     cache_mib: int,
 ) -> None:
     """Offer the revisions of all VMs below the backup directory as block devices (NBD).
@@ -84,18 +93,18 @@ def command(
     from backyfs import log
     from backyfs.nbd.listening import HOST, PORT, Endpoint
     from backyfs.nbd.server import Limits
-    from backyfs.nbd.service import Options, serve
+    from backyfs.nbd.service import Options, ScratchPlace, serve
     from backyfs.nbd.tls import TlsFiles
 
     if path is not None and (host is not None or port is not None):
         raise UsageError("--socket listens on no TCP port", hint="leave out -H and -p")
     if (tls_cert is None) != (tls_key is None) or (tls_ca is not None and tls_cert is None):
         raise UsageError("TLS needs both --tls-cert and --tls-key")
-    options = Options(
+    what = Options(
         base=session.directory,
         endpoint=Endpoint(HOST if host is None else host, PORT if port is None else port, path),
         tls=TlsFiles(tls_cert, tls_key, tls_ca) if tls_cert and tls_key else None,
-        scratch=Path("/var/tmp"),
+        scratch=ScratchPlace(*scratch) if scratch else None,
         cache_bytes=cache_mib * MIB,
         limits=Limits(connections=max_connections),
     )
@@ -103,6 +112,6 @@ def command(
         verbose=session.verbose, quiet=session.quiet, logfile=session.logfile, service=True
     )
     try:
-        serve(options, lambda places: None)
+        serve(what, lambda places: None)
     finally:
         log.shut_down()

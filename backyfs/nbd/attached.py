@@ -11,21 +11,10 @@ from collections.abc import Callable, Iterator
 from backyfs.model import FRAME, Extent
 from backyfs.nbd.datamap import DataMap, Piece
 from backyfs.nbd.protocol.handshake import ExportInfo
-from backyfs.reader.images import DiskImage, Lease
+from backyfs.reader.images import DiskImage
 from backyfs.reader.overlay import Origin, Overlay
+from backyfs.reader.shared import Lease
 from backyfs.store.contract import Buffer
-
-
-class Borrowed:
-    """A leased image for an owner that closes it: only the lease ends, others go on reading."""
-
-    def __init__(self, lease: Lease) -> None:
-        self._image = lease.image
-        self.size = lease.image.size
-        self.read, self.try_read = self._image.read, self._image.try_read
-        self.read_unless_reserved = self._image.read_unless_reserved
-        self.prefetch, self.raw_fd = self._image.prefetch, self._image.raw_fd
-        self.close = lease.close
 
 
 class Attached:
@@ -37,7 +26,7 @@ class Attached:
     def __init__(
         self,
         info: ExportInfo,
-        lease: Lease,
+        lease: Lease[DiskImage],
         data_map: Callable[[DiskImage], DataMap],
         *,
         start: int = 0,

@@ -24,13 +24,14 @@ from datetime import UTC, datetime
 
 from backyfs.errors import BackyfsError, Corrupt, NoRevision, UsageError
 from backyfs.model import Partition, Trust, disk_name, vm_name
-from backyfs.nbd.attached import Attached, Borrowed
+from backyfs.nbd.attached import Attached
 from backyfs.nbd.datamap import DataMap
 from backyfs.nbd.protocol.constants import STRING_BYTES_MAX, ExportFlag
 from backyfs.nbd.protocol.handshake import ExportInfo
 from backyfs.reader.catalog import Catalog, Revision, Vm
-from backyfs.reader.images import DiskImage, Lease, OpenImages
+from backyfs.reader.images import DiskImage, OpenImages
 from backyfs.reader.overlay import Scratch
+from backyfs.reader.shared import Lease
 from backyfs.reader.spec import select
 from backyfs.store.record import DiskRecord, Record
 
@@ -168,14 +169,14 @@ class Exports:
         try:
             overlay = None
             if export.writable and self._scratch is not None:
-                overlay = self._scratch.overlay(Borrowed(lease))
+                overlay = self._scratch.overlay(lease.image)
             start = export.partition.start if export.partition else 0
             return Attached(export.info, lease, self.data_map, start=start, overlay=overlay)
         except BaseException:
             lease.close()
             raise
 
-    def _lease(self, vm: Vm, record: Record, disk: str, suspect: bool) -> Lease:
+    def _lease(self, vm: Vm, record: Record, disk: str, suspect: bool) -> Lease[DiskImage]:
         try:
             return self._images.open(vm.repository, record, disk, check=suspect)
         except (Corrupt, NoRevision) as exc:

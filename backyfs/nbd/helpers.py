@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-_CORES = os.cpu_count() or 1
+_CORES = len(os.sched_getaffinity(0))
+_SPARE = max(1, _CORES - 1)
 HELPERS = min(8, max(4, _CORES))
 """How many there are, for all connections together: more than cores, for disks wait longer."""
 
@@ -87,7 +88,7 @@ class Helpers:
         """Ask up to `hands` helpers to work on a job: one per spare core, or all of them when the
         tasks are mostly `waiting`.
         """
-        for _ in range(min(hands, self.count if waiting else max(1, _CORES - 1))):
+        for _ in range(min(hands, self.count if waiting else _SPARE)):
             self._offered.put(job)
 
     def run(self) -> None:

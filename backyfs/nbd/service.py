@@ -15,6 +15,7 @@ from pathlib import Path
 import trio
 
 from backyfs.allocator import keep_freed_blocks
+from backyfs.errors import TargetError
 from backyfs.nbd.exports import Exports
 from backyfs.nbd.listening import Endpoint, handed_over, is_exposed, listeners, listening, shown
 from backyfs.nbd.server import Limits, Server
@@ -30,19 +31,29 @@ _SWEEP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
+class ScratchPlace:
+    """Where overlays are kept, and how many bytes of them, all together (None: no bound)."""
+
+    directory: Path
+    bytes_max: int | None = None
+
+
+DEFAULT_SCRATCH = ScratchPlace(Path("/var/tmp"), 16 << 30)
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """What to serve, and where.
 
     `base` is one VM's directory or the base directory of many; `scratch` where overlays are kept
-    (None: no `@rw`) and `scratch_bytes` what they may take together; `cache_bytes` bounds decoded
-    frames in memory.
+    (None: DEFAULT_SCRATCH, and without `@rw` where that cannot be used); `cache_bytes` bounds
+    decoded frames in memory.
     """
 
     base: Path
     endpoint: Endpoint = field(default_factory=Endpoint)
     tls: TlsFiles | None = None
-    scratch: Path | None = None
-    scratch_bytes: int | None = None
+    scratch: ScratchPlace | None = None
     cache_bytes: int = CACHE_BYTES_MAX
     limits: Limits = field(default_factory=Limits)
 
@@ -55,9 +66,8 @@ def serve(options: Options, ready: Callable[[list[str]], None]) -> None:
     tls = context(options.tls) if options.tls is not None else None
     catalog = Catalog(options.base)
     with contextlib.ExitStack() as stack:
-        scratch = None
-        if options.scratch is not None:
-            scratch = Scratch(options.scratch, options.scratch_bytes, base=catalog.base)
+        scratch = _scratch(options.scratch, catalog.base)
+        if scratch is not None:
             stack.callback(scratch.close)
         images = OpenImages(FrameCache(options.cache_bytes))
         stack.callback(images.close)
@@ -69,6 +79,17 @@ def serve(options: Options, ready: Callable[[list[str]], None]) -> None:
         keep_freed_blocks()
         server = Server(Exports(catalog, images, scratch), tls=tls, limits=options.limits)
         trio.run(_serve, server, sockets, images, ready)
+
+
+def _scratch(place: ScratchPlace | None, base: Path) -> Scratch | None:
+    wanted = place or DEFAULT_SCRATCH
+    try:
+        return Scratch(wanted.directory, wanted.bytes_max, base=base)
+    except TargetError as exc:
+        if place is not None:
+            raise
+        log.warning("no writable exports", {"why": exc})
+        return None
 
 
 def _warn_if_open(sockets: list[socket.socket], tls: TlsFiles | None) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backyfs.reader.images import LINGER_S, OpenImages, ReadableImage
+from backyfs.reader.images import LINGER_S, DiskImage, OpenImages
 from backyfs.reader.overlay import Scratch
 from backyfs.reader.shared import Lease, SharedImages
 from backyfs.store.record import Record
@@ -39,7 +39,7 @@ class DiskName:
 class View:
     """The overlay of a disk, which says when it is dropped."""
 
-    def __init__(self, name: DiskName, lease: Lease[ReadableImage], scratch: Scratch) -> None:
+    def __init__(self, name: DiskName, lease: Lease[DiskImage], scratch: Scratch) -> None:
         self._name, self._lease = name, lease
         try:
             self.overlay = scratch.overlay(lease.image)
