@@ -44,6 +44,7 @@ _OPTION = struct.Struct(">8sII")
 _REPLY = struct.Struct(">QIII")
 _U32 = struct.Struct(">I")
 _ZEROES = bytes(124)
+_CLIENT_FLAGS = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
 _LIST_PIECE_BYTES = 64 << 10
 
 
@@ -183,7 +184,7 @@ class Handshake:
             return False
         (flags,) = _U32.unpack_from(self._buffer)
         del self._buffer[: _U32.size]
-        if flags & ~(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES):
+        if flags & ~_CLIENT_FLAGS:
             raise ProtocolError(f"unknown client flags {flags:#x}")
         self._flags = HandshakeFlag(flags)
         return True
