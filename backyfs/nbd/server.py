@@ -61,7 +61,7 @@ class Server:
         self._helpers = Helpers()
         self._hands = trio.CapacityLimiter(self._helpers.count)
         self._connections = 0
-        self._accepting = trio.CancelScope()
+        self._accepting, self._stopping = trio.CancelScope(), False
         self._negotiations: set[Negotiation] = set()
         self._attachments: set[_Attachment] = set()
 
@@ -69,6 +69,11 @@ class Server:
     def connections(self) -> int:
         """Connections that are open."""
         return self._connections
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
 
     async def serve(
         self,
@@ -99,6 +104,7 @@ class Server:
 
     def stop(self) -> None:
         """Accept nobody any more, refuse further requests, and end."""
+        self._stopping = True
         self._accepting.cancel()
         for negotiation in self._negotiations:
             negotiation.cancel()
@@ -172,7 +178,7 @@ class Server:
     async def _serve(self, attachment: _Attachment, first: bytes) -> str:
         self._attachments.add(attachment)
         try:
-            if self._accepting.cancel_called:
+            if self.stopping:
                 attachment.stop()
             return await attachment.run(first, self._threads)
         finally:
@@ -212,7 +218,7 @@ def _peer(stream: trio.SocketStream) -> str:
         if sock.family == socket.AF_UNIX:
             found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
             pid, uid, _ = struct.unpack("3i", found)
-            return f"pid={pid},uid={uid}"
+            return f"pid:{pid},uid:{uid}"
         host, port = sock.getpeername()[:2]
     except OSError:
         return "gone"

@@ -72,11 +72,11 @@ class Traffic:
 
 
 class _Failure(Exception):
-    """A range that could not be read or written: errno, and words for people."""
+    """A range that could not be read or written: errno, words for people, and where it began."""
 
-    def __init__(self, number: int, text: str) -> None:
+    def __init__(self, number: int, text: str, offset: int = 0) -> None:
         super().__init__(text)
-        self.number, self.text = number, text
+        self.number, self.text, self.offset = number, text, offset
 
 
 class _Reading:
@@ -296,7 +296,7 @@ class Session:
     def _damaged(self, part: _Part, last: bool) -> None:
         """The answer for a part that could not be read; frame by frame, where it may be split."""
         reading, cookie = part.reading, part.reading.cookie
-        failure = self._failure(part.error, part.offset)
+        failure = self._failure(part.error, part.offset, part.length)
         self.traffic.errors += not reading.failed
         reading.failed = True
         if not self._structured:
@@ -318,8 +318,9 @@ class Session:
                 raise failure
             data = self._bytes(offset, length)
         except _Failure as exc:
-            error = self._transmission.error_at(cookie, exc.number, exc.text, offset, last=last)
-            return [error]
+            return [
+                self._transmission.error_at(cookie, exc.number, exc.text, exc.offset, last=last)
+            ]
         return [self._transmission.data(cookie, offset, length, last=last), data]
 
     def _bytes(self, offset: int, length: int) -> Buffer:
@@ -327,17 +328,20 @@ class Session:
         try:
             return self._attached.read(offset, length)
         except (BackyfsError, OSError) as exc:
-            raise self._failure(exc, offset) from exc
+            raise self._failure(exc, offset, length) from exc
 
-    def _failure(self, exc: BaseException | None, offset: int) -> _Failure:
-        """What went wrong, logged; damage is known to the store already. Raises what is a bug."""
+    def _failure(self, exc: BaseException | None, offset: int, length: int) -> _Failure:
+        """What went wrong in a range, logged. Raises what is a bug."""
         if not isinstance(exc, BackyfsError | OSError):
             raise exc or AssertionError("no error")
         if self.traffic.errors < _ERRORS_LOGGED_MAX:
             level = logging.ERROR if isinstance(exc, Corrupt) else logging.WARNING
             values = {"export": self._attached.info.name, "offset": offset, "why": exc}
             log.log(level, "request failed", values)
-        return _Failure(errno.EIO, getattr(exc, "message", "") or str(exc))
+        text = getattr(exc, "message", "") or str(exc)
+        if isinstance(exc, Corrupt):  # it knows better where
+            offset = max(offset, min(exc.offset - self._attached.start, offset + length - 1))
+        return _Failure(errno.EIO, text, offset)
 
     def _read_parts(self, cookie: int, offset: int, length: int) -> None:
         """In chunks: data, holes, errors."""
@@ -371,19 +375,18 @@ class Session:
 
     def _stream(self, cookie: int, offset: int, length: int) -> None:
         """A long chunk: what cannot be read is padding in it, and an error follows."""
-        first: tuple[int, _Failure] | None = None
+        first: _Failure | None = None
         self._put(self._transmission.data(cookie, offset, length, last=False))
         for at, count in _cut(offset, length):
             try:
                 self._put(self._bytes(at, count))
             except _Failure as failure:
-                first = first or (at, failure)
+                first = first or failure
                 self._put(_ZEROS[:count])
             self._send()
         if first is not None:  # the specification wants one offset for a chunk
-            at, why = first
             self.traffic.errors += 1
-            self._put(self._transmission.error_at(cookie, why.number, why.text, at))
+            self._put(self._transmission.error_at(cookie, first.number, first.text, first.offset))
         self._put(self._transmission.end(cookie))
 
     def _stream_simple(self, cookie: int, offset: int, length: int) -> None:
@@ -432,7 +435,7 @@ class Session:
         except OSError as exc:
             if exc.errno not in _OF_THE_FILE:
                 raise
-            raise self._failure(exc, offset) from exc
+            raise self._failure(exc, offset, 1) from exc
         if not count:
             raise _Failure(errno.EIO, "the image is shorter than it was")
         return count
@@ -485,7 +488,7 @@ class Session:
                 values = {"export": self._attached.info.name, "why": exc}
                 log.warning("no space for an overlay", values)
             return _Failure(errno.ENOSPC, exc.strerror or "no space for overlays")
-        return self._failure(exc, offset)
+        return self._failure(exc, offset, 1)
 
     def _zero(self, event: Zero) -> None:
         self.traffic.requests += 1

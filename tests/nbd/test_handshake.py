@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -383,10 +384,19 @@ def conversation(pieces: list[bytes]) -> tuple[list[Event], bytes]:
             rest += piece
             continue
         handshake.receive(piece)
-        while not handshake.done and (event := handshake.next_event()) is not None:
+        for event in following(handshake):
             events.append(event)
             sent += answer(handshake, event)
     return events, bytes(sent) + handshake.surplus + bytes(rest)
+
+
+def following(handshake: Handshake) -> Iterator[Event]:
+    """The events in what was received."""
+    while not handshake.done:
+        event = handshake.next_event()
+        if event is None:
+            return
+        yield event
 
 
 def answer(handshake: Handshake, event: Event) -> bytes:

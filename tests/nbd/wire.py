@@ -123,7 +123,7 @@ class Client:
     def ask(self, number: int, data: bytes = b"") -> tuple[int, list[tuple[int, bytes]]]:
         """Send an option; the type of its last reply, and those before."""
         self.send(option(number, data))
-        before = []
+        before: list[tuple[int, bytes]] = []
         while True:
             answered, kind, found = self.reply()
             assert answered == number
