@@ -64,7 +64,7 @@ def serve(options: Options, ready: Callable[[list[str]], None]) -> None:
     NoRepository, ConfigError, TargetError; BackyfsError when it cannot listen there.
     """
     tls = context(options.tls) if options.tls is not None else None
-    catalog = Catalog(options.base)
+    catalog = Catalog(options.base, refresh_s=0)  # clients come rarely, and want what is there
     with contextlib.ExitStack() as stack:
         scratch = _scratch(options.scratch, catalog.base)
         if scratch is not None:
