@@ -92,3 +92,4 @@ else
 fi
 install_project
 link_ceph
+case " $* " in *" test "*) contrib/test-kernel.sh $venv/kernel ;; esac

@@ -11,8 +11,10 @@ import functools
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -72,7 +74,17 @@ def _device_mapper() -> str | None:
     return shutil.which("lvcreate", path=_PATH) if usable else None
 
 
+def _vm() -> str | None:
+    """QEMU and what the machine in tests/nbd/machine.py is made of."""
+    kernel = KERNEL / "vmlinuz"
+    programs = _programs("qemu-system-x86_64", "busybox", "nbd-client", "cpio")()
+    return programs if kernel.exists() else None
+
+
 _PATH = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin" + os.pathsep + "/sbin"
+
+KERNEL = Path(sys.prefix) / "kernel"
+"""Where contrib/test-kernel.sh puts the kernel of the tests' virtual machine."""
 
 PARTS = {
     "root": Part(_root, "run the tests as root"),
@@ -88,6 +100,20 @@ PARTS = {
     "debugfs": Part(_programs("debugfs", "mkfs.ext4"), "apt install e2fsprogs"),
     "sfdisk": Part(_programs("sfdisk"), "apt install fdisk"),
     "systemd-analyze": Part(_programs("systemd-analyze"), "apt install systemd"),
+    "vm": Part(
+        _vm, "apt install qemu-system-x86 busybox-static nbd-client cpio; make setup; amd64 only"
+    ),
+    "fio": Part(_programs("fio"), "apt install fio"),
+    "libnbd": Part(
+        _programs("nbdinfo", "nbdcopy", "nbddump", "nbdsh", "nbdfuse"),
+        "apt install libnbd-bin python3-libnbd",
+    ),
+    "nbd-client": Part(_programs("nbd-client"), "apt install nbd-client"),
+    "nbdkit": Part(_programs("nbdkit"), "apt install nbdkit"),
+    "qemu-storage-daemon": Part(
+        _programs("qemu-storage-daemon"), "apt install qemu-system-common"
+    ),
+    "certtool": Part(_programs("certtool"), "apt install gnutls-bin"),
     "rbd": Part(_module("rbd"), "apt install python3-rbd, then: make setup"),
 }
 
