@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench import backups, cow, floors, imagefs, listing, memory, mounts, restores
+from bench import backups, cow, floors, imagefs, listing, memory, mounts, nbd, restores
 from bench.ledger import Ledger, Spread
 from bench.systems import PEERS
 
@@ -89,6 +89,7 @@ def _promised(generations: int) -> Iterator[Bar]:
     yield from _mounts()
     yield from _listing()
     yield from _memory()
+    yield from _nbd()
 
 
 def _full() -> Iterator[Bar]:
@@ -162,6 +163,20 @@ def _memory() -> Iterator[Bar]:
     ]
     yield from (Bar(line, side, "rss_bytes", _RSS_MAX) for line, side in places)
     yield Bar(memory.BACKUP, backups.OURS, "wall_s", memory.LIMIT, memory.SMALL)
+
+
+def _nbd() -> Iterator[Bar]:
+    for line, speed in (
+        (nbd.COW_ONE, 0.9),
+        (nbd.COW_FOUR, 0.5),
+        (nbd.COW_RANDOM, 1.0),
+        (nbd.PACKS_ONE, 0.5),
+        (nbd.PACKS_RANDOM, 0.35),
+    ):
+        yield Bar(line, backups.OURS, "wall_s", 1 / speed, nbd.RAW)
+        yield Bar(line, backups.OURS, "rss_bytes", _RSS_MAX)
+        for other in nbd.OTHERS:
+            yield Bar(line, backups.OURS, "wall_s", 1.0, other)
 
 
 def _against_peers(ledger: Ledger) -> Iterator[Bar]:

@@ -9,6 +9,7 @@ and gives the peak memory of the largest process. That peak cannot be below the 
 from __future__ import annotations
 
 import os
+import re
 import select
 import subprocess
 import tempfile
@@ -73,6 +74,23 @@ class Process:
         """Process number."""
         return self._child.pid
 
+    @property
+    def cpu_s(self) -> float:
+        """User and system time of all its threads so far; the program must run."""
+        # Behind the name, which is in brackets: fields 14 and 15 of proc(5).
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def peak_bytes(self) -> int:
+        """Its peak memory so far; 0 when it has ended."""
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return 0
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+        return int(found[1]) * 1024 if found else 0
+
     def wait(self, deadline_s: float) -> bool:
         """Whether the program ended within `deadline_s` seconds."""
         if self._child.returncode is not None:
@@ -92,6 +110,10 @@ class Process:
     def kill(self) -> None:
         """End it at once."""
         self._child.kill()
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self._child.terminate()
 
     def finish(self, deadline_s: float = DEADLINE_S, *, check: bool = True) -> Cost:
         """Wait for the end and return the cost; again, if asked again.

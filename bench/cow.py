@@ -49,12 +49,12 @@ def cow(bench: Workbench) -> None:
         if os.geteuid() != 0 or not shutil.which(mkfs[0]):
             bench.ledger.fail(line(name, "random4k"), OURS, f"needs root and {mkfs[0]}")
             continue
-        with bench.group(f"cow-{name}") as home, _file_system(bench, home, mkfs) as place:
+        with bench.group(f"cow-{name}") as home, file_system(bench, home, mkfs) as place:
             _measure(bench, name, place)
 
 
 @contextmanager
-def _file_system(bench: Workbench, home: Path, mkfs: tuple[str, ...]) -> Iterator[Path]:
+def file_system(bench: Workbench, home: Path, mkfs: tuple[str, ...]) -> Iterator[Path]:
     """A new file system on a loop device, mounted."""
     backing, place = home / "backing", home / "fs"
     place.mkdir()

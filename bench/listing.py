@@ -20,7 +20,6 @@ from bench.backups import OURS
 from bench.command import Command, CommandFailed, Process, command, run
 from bench.imagefs import PASSTHROUGH, Passthrough
 from bench.ledger import Sample
-from bench.mounts import cpu_s_of, peak_bytes_of
 from bench.systems import backyfs_program
 from bench.workbench import Workbench
 
@@ -52,7 +51,7 @@ def _take_first(bench: Workbench, home: Path) -> None:
     for _ in range(bench.options.rounds):
         with _serving(_mount(home, base), home / "mnt") as (point, process):
             wall_s = _seconds(command("ls", point))
-            sample = Sample(wall_s=wall_s, rss_bytes=peak_bytes_of(process.pid))
+            sample = Sample(wall_s=wall_s, rss_bytes=process.peak_bytes)
         bench.enter(FIRST, OURS, sample)
     shutil.rmtree(base)
 
@@ -90,10 +89,10 @@ def _listed(server: Command, mountpoint: Path) -> Sample:
     with _serving(server, mountpoint) as (point, process):
         for vm in sorted(os.listdir(point)):
             os.listdir(point / vm)
-        before_s = cpu_s_of(process.pid)
+        before_s = process.cpu_s
         wall_s = _seconds(command("ls", "-lR", point))
-        cpu_s = cpu_s_of(process.pid) - before_s
-        return Sample(wall_s=wall_s, cpu_s=cpu_s, rss_bytes=peak_bytes_of(process.pid))
+        cpu_s = process.cpu_s - before_s
+        return Sample(wall_s=wall_s, cpu_s=cpu_s, rss_bytes=process.peak_bytes)
 
 
 def _seconds(what: Command) -> float:

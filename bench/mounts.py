@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shutil
 import tempfile
 import time
@@ -60,9 +59,9 @@ class Server:
 
     def timed(self, reads: Reads, seed: int) -> Sample:
         """Seconds the reader waited, and processor time the server took for it."""
-        before_s = cpu_s_of(self._process.pid)
+        before_s = self._process.cpu_s
         seconds = reads(self.image, seed)
-        return Sample(wall_s=seconds, cpu_s=cpu_s_of(self._process.pid) - before_s)
+        return Sample(wall_s=seconds, cpu_s=self._process.cpu_s - before_s)
 
 
 @contextmanager
@@ -76,7 +75,7 @@ def served(system: System | ImageFs, place: Path) -> Iterator[Server]:
         server.ready_s = _wait_for(process, server.image)
         _read_ahead(mountpoint)
         yield server
-        peak_bytes = peak_bytes_of(process.pid)
+        peak_bytes = process.peak_bytes
     finally:
         if os.path.ismount(mountpoint):
             run([command("fusermount3", "-u", mountpoint)])
@@ -113,23 +112,6 @@ def _first_byte(image: Path) -> bool:
             return len(stream.read(1)) == 1
     except OSError:
         return False
-
-
-def peak_bytes_of(pid: int) -> int:
-    """VmHWM of a process; 0 when it has ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
-
-
-def cpu_s_of(pid: int) -> float:
-    """User and system time of all threads of a process, so far."""
-    # Behind the name, which is in brackets: fields 14 and 15 of proc(5).
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def read_all(image: Path, seed: int) -> float:

@@ -29,6 +29,7 @@ from bench.listing import listing
 from bench.memory import memory
 from bench.mkimage import parse_size
 from bench.mounts import mount
+from bench.nbd import OTHERS, nbd
 from bench.restores import restore
 from bench.systems import PEERS, versions
 from bench.workbench import Options, Workbench
@@ -43,6 +44,7 @@ GROUPS: dict[str, Callable[[Workbench], None]] = {
     "listing": listing,
     "cow": cow,
     "memory": memory,
+    "nbd": nbd,
 }
 _LEAST_SIZE = 4 << 20
 _IN_MEMORY = Path("/dev/shm")
@@ -155,6 +157,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = arguments.json or default
     _write(target, _result(arguments, ledger, found, time))
     print(f"written: {target}")
-    peers = {peer.name for peer in PEERS}
+    peers = {peer.name for peer in PEERS} | set(OTHERS)
     failed = any(side not in peers for _, side in ledger.failures)
     return int(failed or (arguments.strict and not all(verdict.holds for verdict in found)))

@@ -129,6 +129,10 @@ class Backyfs(System):
     def mounted(self, mountpoint: Path) -> Path:
         return mountpoint / "vm" / "latest" / "disk.img"
 
+    def nbd_server(self, port: int) -> Command:
+        """Serve the revisions as block devices on a TCP port of the loopback."""
+        return self.command("nbd-server", "-p", str(port))
+
     def gc(self) -> Command:
         """Collect garbage."""
         return self.command("gc")
@@ -260,7 +264,8 @@ PEERS: tuple[type[System], ...] = (Restic, Borg, Casync)
 
 def versions() -> dict[str, str]:
     """First line of what each program says about its version, by name."""
-    programs = {"zstd": "zstd", "cp": "cp", "backyfs": Backyfs.program}
+    plain = ("zstd", "cp", "nbdkit", "nbdcopy", "fio", "qemu-nbd")
+    programs = {name: name for name in plain} | {"backyfs": Backyfs.program}
     programs.update({peer.name: peer.program for peer in PEERS})
     return {name: _version(program) for name, program in programs.items() if shutil.which(program)}
 

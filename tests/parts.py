@@ -110,9 +110,7 @@ PARTS = {
     ),
     "nbd-client": Part(_programs("nbd-client"), "apt install nbd-client"),
     "nbdkit": Part(_programs("nbdkit"), "apt install nbdkit"),
-    "qemu-storage-daemon": Part(
-        _programs("qemu-storage-daemon"), "apt install qemu-system-common"
-    ),
+    "qemu-storage-daemon": Part(_programs("qemu-storage-daemon"), "apt install qemu-system-common"),
     "certtool": Part(_programs("certtool"), "apt install gnutls-bin"),
     "rbd": Part(_module("rbd"), "apt install python3-rbd, then: make setup"),
 }

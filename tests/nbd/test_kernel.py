@@ -42,34 +42,33 @@ def make_disk(directory: Path) -> Disk:
     (tree / "hello").write_text("hello from the past\n")
     image = images.sparse_image(directory / "disk.img", SIZE)
     table = "".join(f"start={s // 512}, size={PART_SIZE // 512}, type=linux\n" for s in STARTS)
-    sfdisk = [require("sfdisk"), "--quiet", "--label", "gpt", image]
+    sfdisk = require("sfdisk"), "--quiet", "--label", "gpt", str(image)
     subprocess.run(sfdisk, input=table, text=True, check=True)
-    for number, start in enumerate(STARTS):
-        part = directory / f"p{number + 1}"
-        images.sparse_image(part, PART_SIZE)
-        run("mkfs.ext4", "-q", "-F", "-d", tree, part)
-        if number == 1:
-            part, late = _crashed(part, directory)
+    clean = images.sparse_image(directory / "clean", PART_SIZE)
+    run("mkfs.ext4", "-q", "-F", "-d", tree, clean)
+    dirty, late = _crashed(clean, directory)
+    for part, start in zip((clean, dirty), STARTS, strict=True):
         run("dd", f"if={part}", f"of={image}", "bs=1M", f"seek={start // MIB}", "conv=notrunc")
     return Disk(image, images.checksum(data), late)
 
 
-def _crashed(part: Path, directory: Path) -> tuple[Path, str]:
+def _crashed(clean: Path, directory: Path) -> tuple[Path, str]:
     """A copy of a file system as it is right after a file was written and synced; that file."""
     require("loop")
-    mountpoint, copy = directory / "mnt", directory / "crashed"
+    mountpoint, part, copy = (directory / name for name in ("mnt", "part", "crashed"))
     mountpoint.mkdir()
+    shutil.copy(clean, part)
     run("mount", "-o", "loop", part, mountpoint)
     try:
         late = images.random_image(mountpoint / "late", 100_000, seed=1)
         run("sync", "-f", mountpoint)
         shutil.copy(part, copy)
-        checksum = images.checksum(late)
+        found = copy, images.checksum(late)
     finally:
         unmount(mountpoint)
     features = subprocess.run(["dumpe2fs", "-h", copy], capture_output=True, text=True).stdout
     assert "needs_recovery" in features
-    return copy, checksum
+    return found
 
 
 _FUNCTIONS = f"""
