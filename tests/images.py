@@ -100,3 +100,8 @@ def checksum(path: Path) -> str:
     """SHA-256 of all bytes of a file or block device, in hex."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()

@@ -72,13 +72,13 @@ class Machine:
 
     @contextlib.contextmanager
     def started(self, job: str, *options: str) -> Iterator[subprocess.Popen[str]]:
-        """The machine at work, its console as `stdout`; killed at the end if it still runs."""
+        """The machine at work; its console is `stdin` and `stdout`. It is killed at the end."""
         with tempfile.TemporaryDirectory() as scratch:
             initrd = Path(scratch) / "initrd"
             initrd.write_bytes(self.base + _archive({"job.sh": job.encode()}))
             process = subprocess.Popen(
                 [*_QEMU, "-kernel", KERNEL / "vmlinuz", "-initrd", initrd, *options],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -89,8 +89,9 @@ class Machine:
             finally:
                 process.kill()
                 process.wait()
-                assert process.stdout is not None
-                process.stdout.close()
+                for stream in (process.stdin, process.stdout):
+                    assert stream is not None
+                    stream.close()
 
 
 def results(console: str) -> dict[str, str]:
