@@ -1,10 +1,11 @@
 """What the documentation shows is true: its commands run, and print what it says they print.
 
 In README.md and docs/operations.md, each block fenced as ```console is run, in order, one shell
-per document, in a sandbox: /srv, /mnt and /var/lib are directories of it. A line beginning with
-`$ ` is a command (continued while it ends in a backslash), the lines below it are its output; a
-line `…` stands for any number of lines. Ids, times, sizes and durations differ from run to run
-and are compared by their form only. A comment `# exits 12` behind a command is its exit code.
+per document, in a sandbox: /srv, /mnt and /var/lib are directories of it, 9000 is a port that is
+free. A line beginning with `$ ` is a command (continued while it ends in a backslash), the lines
+below it are its output; a line `…` stands for any number of lines. Ids, times, sizes and durations
+differ from run to run and are compared by their form only. A comment `# exits 12` behind a command
+is its exit code.
 
 For the sandbox alone, HTML comments: `<!-- run: … -->` holds shell commands that are run unseen,
 `<!-- needs: fuse -->` names parts, `<!-- not run -->` before a block leaves it out.
@@ -28,6 +29,7 @@ import pytest
 
 from backyfs.errors import BackyfsError
 from tests.filesystems import mounts_below, unmount
+from tests.nbd.service import free_port
 from tests.parts import require
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +37,7 @@ DOCUMENTS = ["README.md", "docs/operations.md"]
 _SANDBOXED = re.compile(r"(?<![\w./-])(?=/(?:srv|mnt|var/lib)\b)")
 _EXITS = re.compile(r"\s+# exits (\d+)$")
 _MARK = "\x1e"
+_PORT = "9000"
 
 _VOLATILE = [
     (re.compile(r"\b\d{8}T\d{6}Z-[0-9a-z]{4}\b"), "REVISION"),
@@ -131,9 +134,13 @@ def _matches(expected: list[str], actual: list[str]) -> bool:
 
 def _run(commands: list[Command], sandbox: Path) -> list[tuple[int, list[str]]]:
     """Exit code and output of each command; all run in one shell."""
+    port = str(free_port())
+
+    def sandboxed(text: str) -> str:
+        return _SANDBOXED.sub(str(sandbox), re.sub(rf"\b{_PORT}\b", port, text))
+
     script = "exec 2>&1\nset -o pipefail\n" + "".join(
-        f"{{ {_SANDBOXED.sub(str(sandbox), command.text)}\n}} </dev/null\n"
-        f"printf '\\n{_MARK}%d\\n' $?\n"
+        f"{{ {sandboxed(command.text)}\n}} </dev/null\nprintf '\\n{_MARK}%d\\n' $?\n"
         for command in commands
     )
     environment = os.environ | {
@@ -153,7 +160,8 @@ def _run(commands: list[Command], sandbox: Path) -> list[tuple[int, list[str]]]:
     )
     results = []
     output: list[str] = []
-    for line in done.stdout.replace(str(sandbox), "").split("\n"):
+    said = done.stdout.replace(str(sandbox), "").replace(f":{port}", f":{_PORT}")
+    for line in said.split("\n"):
         if line.startswith(_MARK):
             while output and not output[-1].strip():
                 output.pop()
