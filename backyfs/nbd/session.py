@@ -1,10 +1,11 @@
 """The transmission phase of one connection: a loop in a thread of its own.
 
 Bytes are received, all requests in them are served, and their replies go out together: few system
-calls for many requests. What is at hand (cached, a hole) is answered at once; reads that must be
-decoded or come from a disk are collected and done by this thread with what helpers are free
-(helpers.py). Replies may overtake each other, as the protocol allows. A client that does not read
-its replies blocks this thread and nothing else.
+calls for many requests. What is at hand (cached, a hole, a single frame of a disk that is quick) is
+answered at once. Longer reads and those of a slow disk are collected and done by this thread with
+what helpers are free (helpers.py); a single frame takes so little time between two steps of the
+interpreter that two threads would mostly wait for each other. Replies may overtake each other, as
+the protocol allows. A client that does not read its replies blocks this thread and nothing else.
 
 Memory of a connection: what one receive takes (256 KiB), reads under way (at most ROUND_BYTES and
 one read of 1 MiB), and as much again of replies that are not sent yet; through TLS the encrypted
@@ -132,6 +133,7 @@ class Session:
         self._round_bytes = 0
         self._stopping = threading.Event()
         self._write_error: _Failure | None = None
+        self._alone = 0  # reads of this round that no helper was asked for
         self._slow = False  # the last reads took so long that a disk must have been waited for
         # Only a structured reply can still tell of an error in bytes that the kernel moves.
         sendfile = self._structured and channel.socket is not None
@@ -178,9 +180,12 @@ class Session:
 
     def _serve(self, data: memoryview) -> bool:
         """Serve what arrived and send all replies; whether the client is done."""
+        self._alone, started = 0, time.perf_counter()
         try:
             return self._serve_all(data)
         finally:  # also when the rest makes no sense
+            if self._alone and time.perf_counter() - started > _SLOW_S * self._alone:
+                self._slow = True
             self._work()
             self._send()
 
@@ -250,7 +255,7 @@ class Session:
         cookie, offset, length, whole = event
         if not length or (self._structured and not self._attached.stored(offset, length)):
             return False
-        data = self._attached.try_read(offset, length)
+        data = self._at_once(offset, length)
         if data is None:
             self._later(offset, length, _Reading(cookie, whole=whole))
             return True
@@ -259,6 +264,16 @@ class Session:
         self._out.append(data)
         self._held += len(header) + length
         return True
+
+    def _at_once(self, offset: int, length: int) -> Buffer | None:
+        """Bytes that need no helper: in memory, or a frame of a disk that is quick."""
+        if self._slow or length > FRAME:
+            return self._attached.try_read(offset, length)
+        self._alone += 1
+        try:
+            return self._attached.read(offset, length)
+        except (BackyfsError, OSError):
+            return None  # the round reads it again, and tells
 
     def _later(self, offset: int, length: int, reading: _Reading) -> None:
         """Have a range read in this round."""
@@ -278,7 +293,7 @@ class Session:
         for part in job.done():
             self._collect(part)
             # What is ready goes out, so that the client asks on while we go on.
-            if len(self._out) >= _EARLY_BUFFERS or self._held >= PIECE_BYTES:
+            if self._held >= PIECE_BYTES or (self._slow and len(self._out) >= _EARLY_BUFFERS):
                 self._send()
         self._slow = time.perf_counter() - started > _SLOW_S * len(parts)
 
