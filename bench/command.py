@@ -103,10 +103,6 @@ class Process:
         finally:
             os.close(pidfd)
 
-    def terminate(self) -> None:
-        """Ask it to end."""
-        self._child.terminate()
-
     def kill(self) -> None:
         """End it at once."""
         self._child.kill()

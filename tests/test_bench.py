@@ -154,18 +154,21 @@ def test_a_bar_compares_neighbours_and_picks_generations() -> None:
 
 # ---- a whole run -------------------------------------------------------------------------------
 
+_PARTS = {
+    "mount": ["fuse"],
+    "listing": ["fuse"],
+    "memory": ["fuse"],
+    "cow": ["fuse", "fio", "xfs", "btrfs"],
+    "nbd": ["xfs", "nbdkit", "libnbd", "fio"],
+}
+
 
 @pytest.mark.parametrize(
-    "group", ["full", "increments", "restore", "mount", "listing", "cow", "memory"]
+    "group", ["full", "increments", "restore", "mount", "listing", "cow", "memory", "nbd"]
 )
 def test_a_small_run_measures_everything_and_leaves_nothing(tmp_path: Path, group: str) -> None:
     require("zstd")
-    for part in {
-        "mount": ["fuse"],
-        "listing": ["fuse"],
-        "memory": ["fuse"],
-        "cow": ["fuse", "xfs", "btrfs"],
-    }.get(group, []):
+    for part in _PARTS.get(group, []):
         require(part)
     work, result = tmp_path / "work", tmp_path / "result.json"
     work.mkdir()
