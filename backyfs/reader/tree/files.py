@@ -10,8 +10,8 @@ from typing import Protocol
 from backyfs.errors import Corrupt, NoRevision
 from backyfs.reader.catalog import Revision, Vm
 from backyfs.reader.images import (
+    DiskImage,
     OpenImages,
-    ReadableImage,
     SliceImage,
     Text,
     WritableImage,
@@ -172,7 +172,7 @@ def _lasting(inode: int, revision: Revision, size: int, data: int) -> Node:
 
 def _lease(
     vm: Vm, revision: Revision, disk: DiskRecord, images: OpenImages, check: bool
-) -> tuple[Lease[ReadableImage], bool]:
+) -> tuple[Lease[DiskImage], bool]:
     """A lease of a disk's image, and whether damage is known: then every byte is verified."""
     record = revision.record
     suspect = bool(vm.damage(record))
