@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from backyfs.errors import Corrupt
 from backyfs.model import FRAME, Extent
-from backyfs.store.contract import Image
+from backyfs.store.contract import Buffer, Image
 
 CACHE_BYTES_MAX = 64 << 20
 _BLOCK_FRAMES_MAX = 16
@@ -34,7 +34,7 @@ class Block:
 
     disk: str
     first: int
-    data: bytes
+    data: Buffer
 
     @property
     def frames(self) -> range:
@@ -165,7 +165,7 @@ class CachedImage:
         """Close the image; its frames stay in the cache."""
         self._image.close()
 
-    def try_read(self, offset: int, length: int) -> bytes | None:
+    def try_read(self, offset: int, length: int) -> Buffer | None:
         """The bytes if they are cached or a hole, else None; never blocks."""
         frames = self._frames(offset, length)
         if len(frames) == 1:  # a small read: the usual case of a guest's file system
@@ -179,7 +179,7 @@ class CachedImage:
             return self._image.try_read(offset, length)
         return _assembled(blocks, offset, length)
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> Buffer:
         """Exactly `length` bytes. ValueError outside the image; Corrupt when a frame is damaged."""
         frames = self._frames(offset, length)
         have: dict[int, Block] = {}
@@ -189,7 +189,7 @@ class CachedImage:
             self._fill(frames, have)
         return _assembled(_in_order(frames, have), offset, length)
 
-    def read_unless_reserved(self, offset: int, length: int) -> bytes | None:
+    def read_unless_reserved(self, offset: int, length: int) -> Buffer | None:
         """As `read`, but None instead of waiting for a thread that decodes the same frames."""
         frames = self._frames(offset, length)
         have: dict[int, Block] = {}
@@ -233,9 +233,8 @@ class CachedImage:
 
     def _decode(self, first: int, count: int, have: dict[int, Block]) -> Corrupt | None:
         """Decode a run into `have`; an error after all good frames of the run were kept."""
-        offset = first * FRAME
         try:
-            data = self._image.read(offset, min(count * FRAME, self._size - offset))
+            data = self._read(first, count)
         except Corrupt as exc:
             if count == 1:
                 return exc
@@ -246,6 +245,15 @@ class CachedImage:
         for frame in block.frames:
             have[frame] = block
         return None
+
+    def _read(self, first: int, count: int) -> Buffer:
+        offset = first * FRAME
+        length = min(count * FRAME, self._size - offset)
+        if count == 1:
+            return self._image.read(offset, length)
+        data = memoryview(bytearray(length))
+        self._image.read_into(offset, data)
+        return data.toreadonly()
 
 
 def _runs(frames: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -271,7 +279,7 @@ def _in_order(frames: range, have: dict[int, Block]) -> list[Block]:
     return blocks
 
 
-def _assembled(blocks: list[Block], offset: int, length: int) -> bytes:
+def _assembled(blocks: list[Block], offset: int, length: int) -> Buffer:
     """Bytes [offset, offset + length) of consecutive blocks; no copy when they are one block's."""
     if not blocks:
         return b""

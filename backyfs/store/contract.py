@@ -28,6 +28,12 @@ class Image(Protocol):
         frame's offset and length) when stored bytes fail their checksum.
         """
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """As `read`, filling a writable `buffer` of bytes: saves a copy where much is read.
+
+        After an error its content is undefined.
+        """
+
     def try_read(self, offset: int, length: int) -> bytes | None:
         """As `read` when no input, output or decoding is needed, else None; never blocks."""
 
@@ -47,12 +53,6 @@ class StoredImage(Image, Protocol):
     @property
     def digest(self) -> str:
         """Hex digest of size and content (docs/format.md, section 2), equal in all formats."""
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """As `read`, filling a writable `buffer` of bytes: saves a copy where much is read.
-
-        After an error its content is undefined.
-        """
 
     def hashes(self, first: int, count: int) -> bytes:
         """BLAKE3 of frames [first, first + count), 32 bytes each; a zero frame is 32 zero bytes.

@@ -40,6 +40,9 @@ class Bytes:
                 raise Corrupt("a test", offset=frame * FRAME, length=FRAME)
         return self._data[offset : offset + length]
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.read(offset, len(buffer))
+
     def try_read(self, offset: int, length: int) -> bytes | None:
         first, end = offset // FRAME * FRAME, -(-(offset + length) // FRAME) * FRAME
         return None if any(self._data[first:end]) else bytes(length)
