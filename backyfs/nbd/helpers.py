@@ -52,12 +52,23 @@ class Job(Generic[T]):
         """Work on it, and give the tasks as they are done, by whomever (the owner calls this)."""
         while self._step():
             yield from self._given()
+        self.drop()  # nothing is left, but some may be under way
+        yield from self._given()
+
+    @property
+    def over(self) -> bool:
+        """Whether all tasks are done."""
+        with self._lock:
+            return not self._tasks and not self._helping
+
+    def drop(self) -> None:
+        """Forget what has not begun; return when nobody works on it any more."""
+        self._tasks.clear()
         with self._lock:
             self._closed = True
             helping = self._helping
         if helping:
             self._idle.wait()
-        yield from self._given()
 
     def _work(self) -> None:
         while self._step():

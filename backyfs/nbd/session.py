@@ -14,6 +14,7 @@ form of one piece more. Reads of up to 32 MiB are served piece by piece.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -43,6 +44,7 @@ from backyfs.nbd.protocol.transmission import (
     WriteData,
     Zero,
 )
+from backyfs.reader.cache import ReadAhead
 from backyfs.store.contract import Buffer
 
 log = logging.getLogger(__name__)
@@ -52,12 +54,15 @@ ROUND_BYTES = 2 << 20
 """Reads under way at a time."""
 PIECE_BYTES = 256 << 10
 """Reads longer than this are split, so that helpers can take a part."""
+READ_AHEAD_BYTES = 1 << 20
 WHOLE_BYTES = 1 << 20
 """Reads whose answer must be one part are held up to this length; longer ones are streamed."""
 _SENDFILE_BYTES_MIN = 64 << 10
 _STATUS_BYTES_MAX = (1 << 32) - FRAME
 _ERRORS_LOGGED_MAX = 20
 _EARLY_BUFFERS = 8
+_SHALLOW = 2
+"""Read-ahead is for clients that have few requests under way; others keep helpers busy anyway."""
 _SLOW_S = 0.002
 _ZEROS = bytes(PIECE_BYTES)
 
@@ -113,6 +118,20 @@ class _Part:
             self.error = exc
 
 
+class _Ahead:
+    """A range that will probably be read soon: to be made cheap, by a helper."""
+
+    __slots__ = ("length", "offset", "prefetch")
+
+    def __init__(self, prefetch: Callable[[int, int], None], offset: int, length: int) -> None:
+        self.prefetch, self.offset, self.length = prefetch, offset, length
+
+    def __call__(self) -> None:
+        # The read that needs it will say what is wrong; and nothing else may end a helper.
+        with contextlib.suppress(Exception):
+            self.prefetch(self.offset, self.length)
+
+
 class Session:
     """Serves the requests of one connection. `run` in a thread; `stop` from any other."""
 
@@ -134,6 +153,10 @@ class Session:
         self._stopping = threading.Event()
         self._write_error: _Failure | None = None
         self._alone = 0  # reads of this round that no helper was asked for
+        decoded = attached.raw_fd is None
+        self._ahead = ReadAhead(attached.info.size) if decoded else None
+        self._prefetch = Job[_Ahead]([])
+        self._sequential = False
         self._slow = False  # the last reads took so long that a disk must have been waited for
         # Only a structured reply can still tell of an error in bytes that the kernel moves.
         sendfile = self._structured and channel.socket is not None
@@ -163,6 +186,8 @@ class Session:
             return str(exc)
         except OSError as exc:
             return exc.strerror or str(exc)
+        finally:
+            self._prefetch.drop()  # the image is closed next
 
     def _run(self) -> str:
         buffer = memoryview(bytearray(RECEIVE_BYTES))
@@ -181,6 +206,7 @@ class Session:
     def _serve(self, data: memoryview) -> bool:
         """Serve what arrived and send all replies; whether the client is done."""
         self._alone, started = 0, time.perf_counter()
+        before = self.traffic.requests
         try:
             return self._serve_all(data)
         finally:  # also when the rest makes no sense
@@ -188,6 +214,8 @@ class Session:
                 self._slow = True
             self._work()
             self._send()
+            if self._sequential and self.traffic.requests - before <= _SHALLOW:
+                self._look_ahead()
 
     def _serve_all(self, data: memoryview) -> bool:
         handlers, stopping = self._handlers, self._stopping.is_set
@@ -242,6 +270,8 @@ class Session:
         traffic = self.traffic
         traffic.requests += 1
         traffic.read += length
+        if self._ahead is not None:
+            self._sequential = self._ahead.note(offset, length)
         by_us = self._raw_fd is None or length < _SENDFILE_BYTES_MIN
         if length <= PIECE_BYTES and by_us and self._read_small(event):
             return
@@ -274,6 +304,17 @@ class Session:
             return self._attached.read(offset, length)
         except (BackyfsError, OSError):
             return None  # the round reads it again, and tells
+
+    def _look_ahead(self) -> None:
+        """Have helpers decode what a sequential reader will want next, while we wait for it."""
+        if self._ahead is None or not self._prefetch.over:
+            return
+        extent = self._ahead.due(READ_AHEAD_BYTES)
+        if extent is not None:
+            prefetch = self._attached.prefetch
+            tasks = [_Ahead(prefetch, *piece) for piece in _cut(extent.offset, extent.length)]
+            self._prefetch = Job(tasks)
+            self._helpers.offer(self._prefetch, len(tasks))
 
     def _later(self, offset: int, length: int, reading: _Reading) -> None:
         """Have a range read in this round."""

@@ -123,6 +123,17 @@ def test_cache_is_a_hint(base: Path) -> None:
         assert client.read(0, 100) == IMAGE[:100]
 
 
+def test_who_reads_in_sequence_is_read_ahead_for(packs: Path) -> None:
+    with running(packs) as server, server.attached(ONLY) as client:
+        for number in (40, 3, 77, 12):  # no sequence
+            client.read(number * FRAME, FRAME)
+        assert server.images.cache.bytes <= 4 * FRAME
+        for number in range(6):
+            assert client.read(number * FRAME, FRAME) == IMAGE[number * FRAME :][:FRAME]
+        assert eventually(lambda: server.images.cache.bytes >= 15 * FRAME)
+        assert client.read(0, len(IMAGE)) == IMAGE
+
+
 def test_several_connections_share_an_image(base: Path) -> None:
     with running(base) as server, server.attached(ONLY) as one, server.attached(ONLY) as two:
         assert len(server.images) == 1
