@@ -64,6 +64,12 @@ install_project() {
     echo "$wanted" >"$stamp"
 }
 
+# As pip does it for what it copies. Else a program that may not write beside its source (another
+# user's, PYTHONDONTWRITEBYTECODE) compiles all of it at every start.
+compile_project() {
+    $bin/python -m compileall -q backyfs
+}
+
 # The Ceph binding comes with the distribution only. A folder with links to just these two modules
 # brings it in without the rest of the distribution's packages.
 link_ceph() {
@@ -91,5 +97,6 @@ else
     install run requirements-build.txt requirements.txt
 fi
 install_project
+compile_project
 link_ceph
 case " $* " in *" test "*) contrib/test-kernel.sh $venv/kernel ;; esac
