@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from backyfs.errors import UsageError
 
@@ -96,8 +96,7 @@ _RANK = {
 }
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Extent:
+class Extent(NamedTuple):
     """A byte range of an image: `offset` >= 0, `length` > 0."""
 
     offset: int
@@ -109,8 +108,7 @@ class Extent:
         return self.offset + self.length
 
 
-@dataclass(frozen=True, slots=True)
-class Partition:
+class Partition(NamedTuple):
     """A slice of an image, as its partition table says.
 
     `number` counts from 1 as Linux does, `start` and `length` are bytes, `type` is the GPT type

@@ -14,9 +14,8 @@ import signal
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import FrameType
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import click
 
@@ -33,8 +32,7 @@ class Interrupted(BaseException):
         self.number = number
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """Why a run failed: its exit code, what to tell the operator and what to do about it."""
 
     code: int

@@ -12,13 +12,12 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from backyfs.config.document import Document, Node
 from backyfs.config.interval import format_interval, parse_interval
-from backyfs.config.schedule import BUILT_IN, DAILY, Rule, Schedule
+from backyfs.config.schedule import BUILT_IN, DAILY, MANUAL, Rule, Schedule
 from backyfs.errors import ConfigError, NoSpace, UsageError
 from backyfs.model import tag_name
 
@@ -29,13 +28,12 @@ _SECRET = re.compile(r"(password|passphrase|secret|token|credential)s?\Z", re.IG
 _HEADER = "# What is backed up here, and how often. See: backyfs init --help\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """A VM's source and schedule; `settings` are the source's own keys, as plain values."""
 
     source_type: str
     settings: Mapping[str, Any]
-    schedule: Schedule = field(default_factory=lambda: DAILY)
+    schedule: Schedule = DAILY
 
 
 def read_job(path: Path) -> Job:
@@ -98,8 +96,8 @@ def _schedule(document: Document, node: Node) -> Schedule:
 
 
 def _schedule_tag(text: str) -> str:
-    if text.startswith("manual:"):
-        raise UsageError(f"{text!r}: tags with 'manual:' are set by hand, not by a schedule")
+    if text.startswith(MANUAL):
+        raise UsageError(f"{text!r}: tags with {MANUAL!r} are set by hand, not by a schedule")
     return tag_name(text)
 
 

@@ -7,15 +7,17 @@ those beyond the newest `keep` that are also older than keep times interval.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
+
+MANUAL = "manual:"
+"""Tags that begin so are set by people, are in no schedule and never run out."""
 
 _HOUR = 3_600
 _DAY = 24 * _HOUR
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One tag of a schedule: a revision every `interval_s` seconds, `keep` of them (both >= 1)."""
 
     interval_s: int

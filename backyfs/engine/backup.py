@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -29,7 +30,6 @@ from backyfs.engine.partitions import tables
 from backyfs.engine.pipeline import Job, in_thread, run_jobs
 from backyfs.engine.plan import Batch, Step, batches, reading, scanning, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
-from backyfs.engine.readback import Finding, read_back
 from backyfs.engine.tags import checked_tags
 from backyfs.errors import BackyfsError, SourceUnavailable, UsageError
 from backyfs.extents import whole_frames
@@ -39,6 +39,9 @@ from backyfs.store.contract import DiskWriter
 from backyfs.store.record import Draft, Record, Stats
 from backyfs.store.repository import Repository
 from backyfs.store.staging import Staging
+
+if TYPE_CHECKING:
+    from backyfs.engine.readback import Finding
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +125,7 @@ def choose_base(repository: Repository) -> Base:
     return Base()
 
 
-@dataclass(frozen=True, slots=True)
-class _Taken:
+class _Taken(NamedTuple):
     """What one batch came to, in bytes."""
 
     read: int
@@ -241,6 +243,8 @@ class _Backup:
         self._progress.advance(taken.covered)
 
     async def _read_back(self, snapshot: Snapshot, disks: Sequence[_Disk]) -> Finding:
+        from backyfs.engine.readback import read_back  # not every backup is verified
+
         return await read_back(
             self._staging,
             snapshot,

@@ -7,7 +7,7 @@ one clipped to the disk's size), so that a writer never needs to read before it 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from backyfs.engine.pipeline import BATCH_BYTES
 from backyfs.extents import framed
@@ -17,8 +17,7 @@ STEPS_MAX = 512
 """Steps of one batch, however small they are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """Read an extent, or (zero) know without reading that it is zero."""
 
     extent: Extent

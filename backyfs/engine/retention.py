@@ -19,12 +19,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from backyfs.config.interval import format_interval
-from backyfs.config.schedule import Rule, Schedule
+from backyfs.config.schedule import MANUAL, Rule, Schedule
 from backyfs.model import Consistency, Trust
 from backyfs.store.record import Record, State
-
-MANUAL = "manual:"
-"""Tags that begin so are set by people and never run out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from backyfs.config.schedule import Schedule
-from backyfs.engine.retention import MANUAL
+from backyfs.config.schedule import MANUAL, Schedule
 from backyfs.errors import UsageError
 from backyfs.model import tag_name
 from backyfs.store.record import Record, State

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 Read = Callable[[int, int], bytes]
 """read(offset, length) -> exactly that many bytes, inside the disk."""
@@ -17,8 +17,7 @@ class Damaged(Exception):
     """There is a partition table, but it cannot be believed; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
+class Disk(NamedTuple):
     """`size` bytes behind `read`, in sectors of `sector` bytes."""
 
     read: Read
@@ -42,8 +41,7 @@ class Disk:
         return self.read(offset, length)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A partition as its table has it: sectors `first`..`last`, both included."""
 
     number: int

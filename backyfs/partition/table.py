@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from backyfs.model import Partition
 from backyfs.partition import gpt, mbr
@@ -12,8 +12,7 @@ from backyfs.partition.filesystem import recognise
 _OTHER_SECTOR = {512: 4096, 4096: 512}
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """`scheme` is "gpt", "mbr" or "" (none). `reason`: why a table yields nothing, else ""."""
 
     scheme: str = ""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from backyfs.model import Consistency, Extent
 
@@ -17,8 +16,7 @@ Bookmark = Mapping[str, Any]
 """What a source remembers of a snapshot, as JSON: opaque to all but that source."""
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(NamedTuple):
     """Extents that may differ from a bookmark; what is not listed is certain to be equal.
 
     Sorted and disjoint. An extent may read as zeros (a discard is a change).

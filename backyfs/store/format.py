@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from backyfs.errors import Corrupt
@@ -37,8 +37,7 @@ class Place:
         return self.layout.path.name
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
+class Damage(NamedTuple):
     """What is known to be wrong with a disk: an extent, or all of it (`extent` None)."""
 
     disk: str

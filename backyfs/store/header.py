@@ -7,7 +7,7 @@ version would turn a damaged file into one "of a newer program", which nothing c
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from blake3 import blake3
@@ -22,8 +22,7 @@ MAP_MAGIC = b"bfs-map\n"
 SUM_MAGIC = b"bfs-sum\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """Kind of file, version and features, and the repository it belongs to."""
 
     magic: bytes

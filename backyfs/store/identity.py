@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from backyfs.errors import Corrupt, NoRepository, Unsupported
@@ -17,8 +16,7 @@ PACKS = "packs"
 COW = "cow"
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """The unchanging facts of a repository. `writable` is False with an unknown ro_compat."""
 
     uuid: UUID

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from backyfs.errors import Corrupt
 from backyfs.store.fs import SYSTEM, Fs, publish_new
@@ -21,16 +21,14 @@ WHOLE = -1
 """In place of a number: all frames of the unit (its table is unreadable)."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Bad:
+class Bad(NamedTuple):
     """A damaged stored frame: number `number` of `unit`."""
 
     unit: str
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """A quarantine record: the frame, why it is bad and where it was met."""
 
     bad: Bad

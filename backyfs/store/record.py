@@ -167,7 +167,7 @@ class Record:
 
 def _disk_value(disk: DiskRecord) -> dict[str, Any]:
     value = asdict(disk)
-    value["partitions"] = [asdict(partition) for partition in disk.partitions]
+    value["partitions"] = [partition._asdict() for partition in disk.partitions]
     return value
 
 

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from backyfs.errors import BackyfsError, Corrupt, NoRevision, Unsupported, UsageError
 from backyfs.model import new_revision_id
-from backyfs.store import cow, lock, packs, space
+from backyfs.store import lock, space
 from backyfs.store.contract import StoredImage
 from backyfs.store.format import Damage, Format, GcReport, Place
 from backyfs.store.fs import SYSTEM, Fs, publish
@@ -50,7 +50,32 @@ def is_repository(path: Path) -> bool:
 
 def choose_store(path: Path) -> str:
     """What `auto` means for a repository in directory `path`: cow on btrfs, packs elsewhere."""
-    return COW if cow.is_btrfs(path) else PACKS
+    from backyfs.store.cow.reflink import is_btrfs
+
+    return COW if is_btrfs(path) else PACKS
+
+
+# The formats are imported by need: most of what a command imports is the one it works with.
+
+
+def _format(store: str, place: Place) -> Format:
+    if store == PACKS:
+        from backyfs.store.packs.strategy import PacksFormat
+
+        return PacksFormat(place)
+    from backyfs.store.cow.strategy import CowFormat
+
+    return CowFormat(place)
+
+
+def _prepare_directory(store: str, layout: Layout, fs: Fs) -> None:
+    """Make what a format needs beside revisions/. UsageError where it cannot work."""
+    if store == PACKS:
+        fs.mkdir(layout.packs)
+    else:
+        from backyfs.store.cow.reflink import prepare_directory
+
+        prepare_directory(layout, fs)
 
 
 class Repository:
@@ -62,9 +87,7 @@ class Repository:
         self.fs = fs
         self.quarantine = Quarantine(self.layout.quarantine, fs)
         self.place = Place(self.layout, identity.uuid, fs, self.quarantine)
-        self.format: Format = (
-            packs.PacksFormat(self.place) if identity.store == PACKS else cow.CowFormat(self.place)
-        )
+        self.format = _format(identity.store, self.place)
         self.ledger = Ledger(self.layout, fs)
 
     @classmethod
@@ -88,7 +111,7 @@ class Repository:
         try:
             for directory in (layout.revisions, layout.quarantine):
                 fs.mkdir(directory)
-            (packs if chosen == PACKS else cow).prepare_directory(layout, fs)
+            _prepare_directory(chosen, layout, fs)
             identity = Identity.new(chosen)
             publish(layout.identity, identity.encode(), fs)
         except BaseException:

@@ -54,6 +54,24 @@ def test_a_backup_needs_trio_and_yaml_only(arguments: tuple[str, ...], vm: Vm) -
     assert not (HEAVY - {"trio", "yaml"}) & imported("-b", vm.directory, *arguments)
 
 
+OF_OTHERS = {
+    "backyfs.store.cow",
+    "backyfs.store.packs.gc",
+    "backyfs.store.packs.fsck",
+    "backyfs.engine.readback",
+    "backyfs.engine.retention",
+}
+
+
+def test_a_backup_imports_nothing_of_other_commands(vm: Vm) -> None:
+    assert not OF_OTHERS & imported("-b", vm.directory, "backup", "--no-verify")
+
+
+def test_who_only_reads_imports_no_writer(vm: Vm) -> None:
+    names = imported("-b", vm.directory, "restore", "/dev/null")
+    assert not {*OF_OTHERS, "backyfs.store.packs.writer"} & names
+
+
 @pytest.mark.parametrize("arguments", [("--version",), ("--help",)])
 def test_the_overview_imports_no_command(arguments: tuple[str, ...]) -> None:
     names = imported(*arguments)

@@ -10,7 +10,6 @@ import subprocess
 import threading
 import time
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,13 @@ from blake3 import blake3
 
 from backyfs.errors import Busy, Corrupt, NoRevision, NoSpace, Unsupported, UsageError
 from backyfs.model import FRAME, Extent
-from backyfs.store import cow, space
+from backyfs.store import space
 from backyfs.store.contract import Buffer
 from backyfs.store.cow import files as cow_files
 from backyfs.store.cow import target
 from backyfs.store.cow.fiemap import extent_count
 from backyfs.store.cow.image import CowImage
-from backyfs.store.cow.reflink import cow_extent_size
+from backyfs.store.cow.reflink import cow_extent_size, is_btrfs
 from backyfs.store.cow.stage import CowStage
 from backyfs.store.cow.strategy import CowFormat
 from backyfs.store.format import Place
@@ -102,10 +101,10 @@ def replaced(content: bytes, *blocks: int, seed: int = 77) -> bytes:
 
 
 def test_is_btrfs(tmp_path: Path, xfs_dir: Path, btrfs_dir: Path, ext4_dir: Path) -> None:
-    assert cow.is_btrfs(btrfs_dir)
-    assert not cow.is_btrfs(xfs_dir)
-    assert not cow.is_btrfs(ext4_dir)
-    assert not cow.is_btrfs(btrfs_dir / "nothing" / "here")
+    assert is_btrfs(btrfs_dir)
+    assert not is_btrfs(xfs_dir)
+    assert not is_btrfs(ext4_dir)
+    assert not is_btrfs(btrfs_dir / "nothing" / "here")
     assert (choose_store(btrfs_dir), choose_store(xfs_dir)) == ("cow", "packs")
 
 
@@ -539,7 +538,7 @@ def test_a_table_of_a_newer_version_is_unsupported_not_damaged(repository: Repos
     path = table_path(repository, record)
     data = bytearray(path.read_bytes())
     header = Header.decode(bytes(data), SUM_MAGIC, "the table")
-    data[:64] = replace(header, version=2).encode()
+    data[:64] = header._replace(version=2).encode()
     path.write_bytes(data)
     with pytest.raises(Unsupported, match="version 2"):
         repository.open_disk(record, "disk")

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from blake3 import blake3
@@ -22,6 +22,7 @@ from backyfs.model import FRAME, Extent
 from backyfs.store import lock
 from backyfs.store.contract import StoredImage
 from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest
+from backyfs.store.format import Place
 from backyfs.store.fs import is_medium_error, read_exactly
 from backyfs.store.packs.extents import GAP, ExtentMap, Run, SegmentRef
 from backyfs.store.packs.library import BadFrame, Chained, Frame, Library
@@ -29,8 +30,17 @@ from backyfs.store.quarantine import WHOLE, Bad, Quarantine
 
 log = logging.getLogger(__name__)
 
+MAP_SUFFIX = ".map"
 _READ_FRAMES = 64
 ZERO_FRAME = bytes(FRAME)
+
+
+def map_path(place: Place, files: Mapping[str, str]) -> Path:
+    """The path of a disk's map, as its record names it."""
+    for name in files:
+        if name.endswith(MAP_SUFFIX):
+            return place.layout.revisions / name
+    raise Corrupt("the record names no map")
 
 
 def load_map(path: Path, expected: str, what: str) -> tuple[ExtentMap, int]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -41,8 +41,7 @@ class BadFrame(Exception):
         self.bad, self.reason = bad, reason
 
 
-@dataclass(frozen=True, slots=True)
-class Chained:
+class Chained(NamedTuple):
     """A decoded frame with what the next patch on it needs to know.
 
     `depth` 0..4 in the chain, `full_bytes` = stored size of the chain's full frame, `base` = what

@@ -8,8 +8,8 @@ leaves at worst both, which hold the same frames.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from backyfs.store.digest import HASH
 from backyfs.store.format import Place
@@ -21,8 +21,7 @@ from backyfs.store.packs.table import ENTRY, NO_BASE, Entry, SegmentTable
 _COPY_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Replacement:
+class Replacement(NamedTuple):
     """A frame to store in place of a segment's present one; always a full (plain) frame."""
 
     stored: bytes

@@ -11,8 +11,8 @@ import os
 import secrets
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from uuid import UUID
 
 from backyfs.store import space
@@ -101,8 +101,7 @@ class PackWriter:
             os.unlink(self._tmp)
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A frame ready to be appended: its stored bytes, its hash and, for a patch, its base."""
 
     stored: bytes

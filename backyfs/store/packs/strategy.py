@@ -1,4 +1,4 @@
-"""The packs format: compressed frames in few files, small increments; moves with cp and rsync."""
+"""The Format of `packs`: opening, staging, damage and garbage."""
 
 from __future__ import annotations
 
@@ -11,23 +11,14 @@ from pathlib import Path
 from backyfs.errors import Corrupt, NoRevision
 from backyfs.extents import merged
 from backyfs.model import FRAME, Extent
-from backyfs.store.format import GcReport, Place
-from backyfs.store.fs import Fs
-from backyfs.store.layout import Layout, owner
+from backyfs.store.format import GcReport, Place, Stage
+from backyfs.store.layout import owner
 from backyfs.store.packs.extents import ExtentMap
-from backyfs.store.packs.fsck import check_packs
-from backyfs.store.packs.gc import Collector
-from backyfs.store.packs.image import PackImage, load_map
+from backyfs.store.packs.image import PackImage, load_map, map_path
 from backyfs.store.packs.library import Library
 from backyfs.store.packs.reach import Reach
-from backyfs.store.packs.writer import PackStage, ParentDisk, map_path
 from backyfs.store.quarantine import Bad
 from backyfs.store.record import DiskRecord, Record
-
-
-def prepare_directory(layout: Layout, fs: Fs) -> None:
-    """Make what a packs repository needs beside revisions/."""
-    fs.mkdir(layout.packs)
 
 
 class PacksFormat:
@@ -63,8 +54,11 @@ class PacksFormat:
             map_name=path.name,
         )
 
-    def stage(self, revision: str, parent: Record | None) -> PackStage:
+    def stage(self, revision: str, parent: Record | None) -> Stage:
         """Start a revision on top of `parent`; all of a disk that cannot be opened is required."""
+        # Most commands only read: writing is imported by those that write.
+        from backyfs.store.packs.writer import PackStage, ParentDisk
+
         parents: dict[str, ParentDisk] = {}
         for disk in parent.disks.values() if parent else ():
             assert parent is not None
@@ -156,6 +150,8 @@ class PacksFormat:
 
     def gc(self, records: list[Record], *, dry_run: bool) -> GcReport:
         """One step; see packs.gc."""
+        from backyfs.store.packs.gc import Collector
+
         collector = Collector(self._place, self._maps(records))
         try:
             return collector.step(dry_run=dry_run)
@@ -173,6 +169,8 @@ class PacksFormat:
 
     def fsck(self, records: list[Record]) -> Iterator[str]:
         """See packs.fsck. Maps that cannot be read are reported by the structure check."""
+        from backyfs.store.packs.fsck import check_packs
+
         maps: dict[Path, ExtentMap] = {}
         for disk in (disk for record in records for disk in record.disks.values()):
             path = map_path(self._place, disk.files)
@@ -180,6 +178,3 @@ class PacksFormat:
                 maps[path] = maps.get(path) or self._map(disk)
         with self.holding():
             yield from check_packs(self._place.layout.packs, maps.values())
-
-
-__all__ = ["PacksFormat", "prepare_directory"]

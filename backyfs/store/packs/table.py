@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from uuid import UUID
 
 from blake3 import blake3
@@ -83,8 +84,7 @@ class Descriptor:
     root: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Footer:
+class Footer(NamedTuple):
     """All segments of a pack file, and the names base references use."""
 
     names: tuple[str, ...]

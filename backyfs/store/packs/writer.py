@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -24,18 +23,16 @@ from backyfs.store.fs import prepare
 from backyfs.store.packs import codec
 from backyfs.store.packs.extents import GAP, ExtentMap, Run, SegmentRef, overlaid
 from backyfs.store.packs.heal import Repairs
-from backyfs.store.packs.image import ZERO_FRAME, PackImage
+from backyfs.store.packs.image import MAP_SUFFIX, ZERO_FRAME, PackImage
 from backyfs.store.packs.library import Library
 from backyfs.store.packs.segment import Prepared, SegmentWriter
 from backyfs.store.quarantine import Bad
 
-MAP_SUFFIX = ".map"
 _LATER = 1 << 30
 """Segment numbers of this revision while writing: above all of the parent's."""
 
 
-@dataclass(frozen=True, slots=True)
-class ParentDisk:
+class ParentDisk(NamedTuple):
     """The disk this one continues: its open image, its files, and its known bad frames."""
 
     image: PackImage
@@ -378,11 +375,3 @@ class PackStage:
         for parent in self._parents.values():
             parent.image.close()
         self._library.release()
-
-
-def map_path(place: Place, files: Mapping[str, str]) -> Path:
-    """The path of a disk's map, as its record names it."""
-    for name in files:
-        if name.endswith(MAP_SUFFIX):
-            return place.layout.revisions / name
-    raise Corrupt("the record names no map")
