@@ -76,7 +76,10 @@ def differing(old: bytes, new: bytes) -> list[Extent]:
 
 
 def lower_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several segments per revision, merges of a handful of packs, and no grace for strays."""
+    """Several segments per revision, each written in several calls; merges of a handful of packs;
+    no grace for strays.
+    """
+    monkeypatch.setattr("backyfs.store.packs.segment.WRITE_BYTES", 1)
     monkeypatch.setattr("backyfs.store.packs.segment.SEGMENT_BYTES_MAX", 9000)
     monkeypatch.setattr("backyfs.store.packs.segment.DIRTY_BYTES_MAX", 6000)
     monkeypatch.setattr("backyfs.store.packs.gc.SEGMENT_BYTES_MAX", 60000)

@@ -1,16 +1,18 @@
-"""Segments while they are written: a failure is the same for every thread that appends."""
+"""Segments while they are written: how often, and what a failure means for all that append."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from backyfs.errors import NoSpace
+from backyfs.store.contract import Buffer
 from backyfs.store.fs import Fs
-from backyfs.store.packs.segment import Prepared, SegmentWriter
+from backyfs.store.packs.segment import WRITE_BYTES, Prepared, SegmentWriter
 
 
 class FullAfter(Fs):
@@ -27,8 +29,8 @@ class FullAfter(Fs):
 
 
 def test_appending_after_a_failure_fails_for_its_reason(tmp_path: Path) -> None:
-    segments = SegmentWriter(tmp_path, "20261122T000000Z-aaaa", uuid4(), FullAfter(3))
-    frame = Prepared(b"stored", bytes(32))
+    segments = SegmentWriter(tmp_path, "20261122T000000Z-aaaa", uuid4(), FullAfter(2))
+    frame = Prepared(bytes(WRITE_BYTES), bytes(32))
     segments.append([frame])
     for _ in range(3):
         with pytest.raises(NoSpace, match="no space left"):
@@ -36,3 +38,29 @@ def test_appending_after_a_failure_fails_for_its_reason(tmp_path: Path) -> None:
     with pytest.raises(NoSpace):
         segments.finish()
     segments.close()
+
+
+class Lengths(Fs):
+    """Notes how many bytes each writev has."""
+
+    def __init__(self) -> None:
+        self.written: list[int] = []
+
+    def writev(self, fd: int, pieces: Sequence[Buffer], path: object = "the store") -> None:
+        super().writev(fd, pieces, path)
+        self.written.append(sum(map(len, pieces)))
+
+
+def test_small_frames_are_written_together_and_large_ones_do_not_wait(tmp_path: Path) -> None:
+    fs = Lengths()
+    segments = SegmentWriter(tmp_path, "20261122T000000Z-aaaa", uuid4(), fs)
+    for number in range(3000):
+        segments.append([Prepared(number.to_bytes(2) * 500, bytes(32))])
+    assert len(fs.written) == 2
+    assert all(WRITE_BYTES <= length < WRITE_BYTES + 1000 for length in fs.written)
+    segments.append([Prepared(bytes(2 * WRITE_BYTES), bytes(32))])
+    assert fs.written[2] > 2 * WRITE_BYTES
+    segments.finish()
+    stored = (tmp_path / "20261122T000000Z-aaaa-0.pack").read_bytes()
+    assert len(stored) == sum(fs.written) == segments.stored_bytes
+    assert b"".join(number.to_bytes(2) * 500 for number in range(3000)) in stored

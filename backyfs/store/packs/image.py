@@ -7,11 +7,13 @@ record behind, so that the next backup can heal it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -75,6 +77,16 @@ def _content(fd: int, size: int, name: str) -> bytes:
         if not is_medium_error(exc):
             raise
         raise Corrupt(f"the map {name} cannot be read: {exc.strerror}") from exc
+
+
+class Standing(NamedTuple):
+    """A frame of a disk as it stands: where it is stored (None: it is zero) and its hash."""
+
+    place: Bad | None
+    hash: bytes
+
+
+ZERO = Standing(None, ZERO_HASH)
 
 
 class PackImage:
@@ -338,13 +350,24 @@ class PackImage:
         run = next(self.map.find(frame, 1))
         return None if run.segment == GAP else Bad(self.map.segments[run.segment].name, run.number)
 
-    def chained(self, frame: int) -> Chained | None:
+    def standing(self, first: int, count: int) -> Iterator[Standing]:
+        """Frames [first, first + count) as they stand in the disk. Corrupt."""
+        for run in self.map.find(first, count):
+            if run.segment == GAP:
+                yield from itertools.repeat(ZERO, run.span)
+                continue
+            ref = self.map.segments[run.segment]
+            hashes = self._library.hashes(ref.name, ref.root, run.number, run.span)
+            for index in range(run.span):
+                place = Bad(ref.name, run.number + index)
+                yield Standing(place, hashes[index * HASH : (index + 1) * HASH])
+
+    def chained(self, frame: int, standing: Standing) -> Chained | None:
         """A frame with its chain, as a base for a patch; None when it is zero or damaged."""
-        place = self.locate(frame)
-        if place is None:
+        if standing.place is None:
             return None
         try:
-            return self._library.checked(place)
+            return self._library.checked(standing.place, standing.hash)
         except BadFrame as exc:
             self.report(exc, frame)
             return None

@@ -323,16 +323,17 @@ class Library:
             raise BadFrame(bad, str(exc)) from exc
         return self._decode(segment, bad.number, entry, stored, nested)
 
-    def checked(self, bad: Bad) -> Chained:
-        """As `chained`, with the frame's hash checked."""
+    def checked(self, bad: Bad, expected: bytes | None = None) -> Chained:
+        """As `chained`, with the frame's hash checked; `expected`, where it was read already."""
         found = self.chained(bad)
-        if not self._matches(bad, found.frame):
+        if not self._matches(bad, found.frame, expected):
             raise BadFrame(self._culprit(self.segment(bad.unit), bad.number), "wrong content")
         return found
 
-    def _matches(self, bad: Bad, frame: bytes) -> bool:
+    def _matches(self, bad: Bad, frame: bytes, expected: bytes | None = None) -> bool:
         try:
-            return blake3(frame).digest() == self.segment(bad.unit).hashes(bad.number, 1)
+            recorded = expected or self.segment(bad.unit).hashes(bad.number, 1)
+            return blake3(frame).digest() == recorded
         except (Corrupt, ValueError) as exc:
             raise BadFrame(bad, f"its hash: {exc.args[0]}") from exc
 

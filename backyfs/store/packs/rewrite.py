@@ -18,8 +18,6 @@ from backyfs.store.packs.packfile import Segment
 from backyfs.store.packs.segment import PackWriter
 from backyfs.store.packs.table import ENTRY, NO_BASE, Entry, SegmentTable
 
-_COPY_BYTES = 1 << 20
-
 
 class Replacement(NamedTuple):
     """A frame to store in place of a segment's present one; always a full (plain) frame."""
@@ -40,7 +38,6 @@ class Rewriter:
         self._tables: list[SegmentTable] = []
         self._names: list[str] = []
         self._indices: dict[str, int] = {}
-        self._buffer = bytearray()
 
     def write(self, segments: Sequence[Segment], keep: Keep, replacements: Replacements) -> None:
         """Copy all segments and publish the file; its directory is the caller's to sync."""
@@ -49,7 +46,6 @@ class Rewriter:
                 self._index(segment.name)
             for segment in segments:
                 self._copy(segment, keep, replacements)
-            self._flush()
             self._pack.publish(self._tables, self._names)
         except BaseException:
             self._pack.abandon()
@@ -90,16 +86,10 @@ class Rewriter:
     def _add(
         self, table: SegmentTable, stored: bytes, kind: int, depth: int, base: int, number: int
     ) -> bytes:
-        at = self._pack.at + len(self._buffer)
-        self._buffer += stored
+        at = self._pack.at
+        self._pack.write(stored)
         table.stored += len(stored)
-        if len(self._buffer) >= _COPY_BYTES:
-            self._flush()
         return ENTRY.pack(at, len(stored), kind, depth, 0, base, 0, number)
-
-    def _flush(self) -> None:
-        self._pack.write(self._buffer)
-        self._buffer = bytearray()
 
 
 def everything(segment: Segment, number: int) -> bool:

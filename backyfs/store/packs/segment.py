@@ -35,6 +35,8 @@ SEGMENT_FRAMES_MAX = 1 << 18
 DIRTY_BYTES_MAX = 256 << 20
 """Bytes of a pack that may wait in the page cache; beyond that we wait for the older half."""
 WRITEBACK_BYTES = 16 << 20
+WRITE_BYTES = 1 << 20
+"""Bytes that are collected for one call: patches are small, and each comes by itself."""
 
 
 class PackWriter:
@@ -44,7 +46,8 @@ class PackWriter:
         self._target, self._fs = target, fs
         self._tmp = temporary(target)
         self._fd = fs.create(self._tmp)
-        self.at = self._pushed = self._awaited = 0
+        self.at = self._written = self._pushed = self._awaited = 0
+        self._waiting: list[bytes | bytearray] = []
         self._failure: BaseException | None = None
         try:
             self.write(pack_header(repository, secrets.token_bytes(32)))
@@ -53,20 +56,27 @@ class PackWriter:
             raise
 
     def write(self, *pieces: bytes | bytearray) -> None:
-        """Append bytes at `at`; keeps the amount of unwritten page cache bounded.
+        """Append bytes at `at`, which must not change any more; up to WRITE_BYTES are kept back.
 
         After a failure nothing more can be written: it would lie at the wrong place. Whoever
         tries, in another thread, fails for the same reason.
         """
         if self._failure is not None:
             raise self._failure
+        self._waiting += pieces
+        self.at += sum(map(len, pieces))
+        if self.at - self._written >= WRITE_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        """Write what was kept back; keeps the amount of unwritten page cache bounded."""
         try:
-            self._fs.writev(self._fd, pieces, self._target)
+            self._fs.writev(self._fd, self._waiting, self._target)
         except BaseException as exc:
             self._failure = exc
             self.close()
             raise
-        self.at += sum(map(len, pieces))
+        self._waiting, self._written = [], self.at
         if self.at - self._pushed >= WRITEBACK_BYTES:
             self._push()
 
@@ -84,6 +94,7 @@ class PackWriter:
         """Write the table, make all durable and give the file its name (not yet durable)."""
         for piece in encode_table(self.at, tables, names):
             self.write(piece)
+        self._write()
         self._fs.fsync(self._fd, self._target)
         self.close()
         self._fs.rename(self._tmp, self._target)

@@ -17,13 +17,13 @@ from backyfs.errors import Corrupt, UsageError
 from backyfs.extents import merged
 from backyfs.model import FRAME, Extent, disk_name
 from backyfs.store.contract import Buffer
-from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, frame_count, group_count
+from backyfs.store.digest import FAN_OUT, HASH, frame_count, group_count
 from backyfs.store.format import Place
 from backyfs.store.fs import prepare
 from backyfs.store.packs import codec
 from backyfs.store.packs.extents import GAP, ExtentMap, Run, SegmentRef, overlaid
 from backyfs.store.packs.heal import Repairs
-from backyfs.store.packs.image import MAP_SUFFIX, ZERO_FRAME, PackImage
+from backyfs.store.packs.image import MAP_SUFFIX, ZERO, ZERO_FRAME, PackImage, Standing
 from backyfs.store.packs.library import Library
 from backyfs.store.packs.segment import Prepared, SegmentWriter
 from backyfs.store.quarantine import Bad
@@ -87,19 +87,15 @@ class PackDiskWriter:
     def write(self, offset: int, data: Buffer) -> int:
         """Take whole frames from byte `offset`; returns the bytes of those that differ."""
         first, count = self._aligned(offset, len(data))
-        known = self._known_hashes(first, count)
+        data = bytes(data)  # no copy when it is bytes already; neither is a slice of all of it
         prepared: list[Prepared] = []
         places: list[int] = []
         zeros: list[int] = []
-        view = memoryview(data)
-        for index in range(count):
-            frame = bytes(view[index * FRAME : (index + 1) * FRAME])
-            if len(frame) < FRAME:
-                frame = frame.ljust(FRAME, b"\0")
-            number = first + index
-            old = known[index * HASH : (index + 1) * HASH] if known else None
+        for number, old in enumerate(self._standing(first, count), first):
+            at = (number - first) * FRAME
+            frame = data[at : at + FRAME].ljust(FRAME, b"\0")
             if frame == ZERO_FRAME:
-                if old != ZERO_HASH:
+                if old != ZERO:
                     zeros.append(number)
                 continue
             fresh = blake3(frame).digest()
@@ -119,38 +115,36 @@ class PackDiskWriter:
             raise ValueError(f"bytes {offset}+{length} are not whole frames of {self.size}")
         return offset // FRAME, -(-length // FRAME)
 
-    def _known_hashes(self, first: int, count: int) -> bytes:
-        """The parent's hashes of these frames; b"" when its table cannot be read."""
-        if self.parent is None:
-            return bytes(count * HASH)
-        inside = max(0, min(count, self.parent.image.map.frames - first))
-        try:
-            found = self.parent.image.hashes(first, inside) if inside else b""
-        except Corrupt:
-            return b""
-        return found + bytes((count - inside) * HASH)
+    def _standing(self, first: int, count: int) -> list[Standing | None]:
+        """The parent's frames; None for all of them when its table cannot be read."""
+        found: list[Standing | None] = []
+        if self.parent is not None:
+            inside = max(0, min(count, self.parent.image.map.frames - first))
+            try:
+                found += self.parent.image.standing(first, inside)
+            except Corrupt:
+                return [None] * count
+        return found + [ZERO] * (count - len(found))
 
-    def _kept(self, number: int, frame: bytes, fresh: bytes, old: bytes | None) -> bool:
+    def _kept(self, number: int, frame: bytes, fresh: bytes, old: Standing | None) -> bool:
         """Whether the parent's stored frame serves: equal, and not damaged or just repaired."""
         if self.parent is not None and number in self.parent.bad:
             place = self.parent.image.locate(number)
             return place is not None and self._repairs.offer(place, frame, fresh)
-        return old == fresh
+        return old is not None and old.hash == fresh
 
-    def _prepared(self, number: int, frame: bytes, fresh: bytes, old: bytes | None) -> Prepared:
-        if self.parent is not None and old is not None and old != ZERO_HASH:
-            patch = self._patch(self.parent, number, frame, fresh)
+    def _prepared(self, number: int, frame: bytes, fresh: bytes, old: Standing | None) -> Prepared:
+        if self.parent is not None and old is not None and number not in self.parent.bad:
+            patch = self._patch(self.parent, number, old, frame, fresh)
             if patch is not None:
                 return patch
         return Prepared(codec.compress(frame), fresh)
 
     def _patch(
-        self, parent: ParentDisk, number: int, frame: bytes, fresh: bytes
+        self, parent: ParentDisk, number: int, old: Standing, frame: bytes, fresh: bytes
     ) -> Prepared | None:
-        if number in parent.bad:
-            return None
-        below = parent.image.chained(number)
-        base = parent.image.locate(number)
+        base = old.place
+        below = parent.image.chained(number, old)
         if below is None or base is None:
             return None
         depth = below.depth + 1
