@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import subprocess
 import tempfile
 import time
@@ -104,12 +105,13 @@ class Process:
             os.close(pidfd)
 
     def kill(self) -> None:
-        """End it at once."""
-        self._child.kill()
+        """End it at once; before `finish`."""
+        os.kill(self._child.pid, signal.SIGKILL)
 
     def terminate(self) -> None:
-        """Ask it to end."""
-        self._child.terminate()
+        """Ask it to end; before `finish`."""
+        # Not Popen.terminate(), which may take the child's exit status away from wait4().
+        os.kill(self._child.pid, signal.SIGTERM)
 
     def finish(self, deadline_s: float = DEADLINE_S, *, check: bool = True) -> Cost:
         """Wait for the end and return the cost; again, if asked again.
