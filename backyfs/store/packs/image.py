@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 MAP_SUFFIX = ".map"
 _READ_FRAMES = 64
 ZERO_FRAME = bytes(FRAME)
+_MUCH_ZERO = bytes(1 << 20)
+"""What who reads a hole in sequence asks for: made once, not for each request."""
 
 
 def map_path(place: Place, files: Mapping[str, str]) -> Path:
@@ -234,7 +236,7 @@ class PackImage:
         first, end = offset // FRAME, -(-(offset + length) // FRAME)
         run = next(self.map.find(first, end - first), None)
         if run is None or (run.segment == GAP and run.span == end - first):
-            return bytes(length)
+            return _MUCH_ZERO if length == len(_MUCH_ZERO) else bytes(length)
         return None
 
     def extents(self) -> Iterator[Extent]:
