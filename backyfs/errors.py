@@ -18,6 +18,9 @@ prints a traceback.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 
 class BackyfsError(Exception):
     """An expected error: `message` says what and where, `hint` what to do about it."""
@@ -36,10 +39,37 @@ class UsageError(BackyfsError):
     exit_code = 2
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """Something wrong in a file, at a place in it; `line` and `column` count from 1."""
+
+    file: str
+    line: int
+    column: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: {self.text}"
+
+
 class ConfigError(BackyfsError):
-    """A configuration file that cannot be used."""
+    """A configuration file that cannot be used; `problems` are all its faults with a place."""
 
     exit_code = 2
+
+    def __init__(self, message: str, *, hint: str = "", problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = tuple(problems)
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem], name: str) -> ConfigError:
+        """The error for one or more problems of the file `name` and those it includes."""
+        if len(problems) == 1:
+            return cls(str(problems[0]), problems=problems)
+        listing = "".join(
+            f"\n  {str(problem).removeprefix(f'{name}:')}" for problem in sorted(problems)
+        )
+        return cls(f"{name}: {len(problems)} problems{listing}", problems=problems)
 
 
 class NoRepository(BackyfsError):

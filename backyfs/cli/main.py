@@ -64,6 +64,7 @@ COMMANDS = {
     "nbd-server": "Offer revisions as block devices.",
     "loop": "Mount the file system of a guest from a revision.",
     "unloop": "End what loop mounted.",
+    "check-config": "Read the configuration of all jobs and say what is wrong with it.",
     "doctor": "Say what this host can do, what is missing and how to get it.",
     "completion": "Print the completion script for a shell.",
     "help": "Explain a command or a topic.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,6 +70,24 @@ def as_json(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/cli.md).")(
         function
     )
+
+
+def config(function: F) -> F:
+    """-c/--config FILE after the command, as Backy has it; the same as before the command."""
+
+    def keep(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+        if value is not None:
+            ctx.obj = replace(ctx.obj, config=value)
+
+    return click.option(
+        "-c",
+        "--config",
+        metavar="FILE",
+        type=click.Path(path_type=Path, readable=False),
+        expose_value=False,
+        callback=keep,
+        help="Configuration of all jobs (default: /etc/backy.conf).",
+    )(function)
 
 
 def revision(default: str = "") -> Callable[[F], F]:

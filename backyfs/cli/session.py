@@ -14,6 +14,7 @@ import click
 from backyfs.errors import NoRepository, UsageError
 
 if TYPE_CHECKING:
+    from backyfs.config.site import Site
     from backyfs.store.repository import Repository
 
 
@@ -52,6 +53,13 @@ class Session:
         raise NoRepository(
             f"no repository in {self.directory.resolve()}", hint=_how_to_make(self.directory)
         )
+
+    def site(self) -> Site:
+        """The configuration of all jobs, sources included. ConfigError."""
+        from backyfs.config.site import read_site
+        from backyfs.source import registry
+
+        return read_site(self.config, check_source=registry.make)
 
     @contextlib.contextmanager
     def logging(self, repository: Repository) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Configuration in YAML, read strictly: a job's own file, schedules and intervals.
+"""Configuration in YAML, read strictly: the site's file, a job's own file, schedules, intervals.
 
 Invariants: nothing is guessed or converted silently, all problems of a file are reported at once
 with line and column, and what is written reads back equal. YAML is imported when first needed.

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from backyfs.errors import BackyfsError, ConfigError
+from backyfs.errors import BackyfsError, ConfigError, Problem
 
 T = TypeVar("T")
 
@@ -56,23 +57,23 @@ class Document:
 
     def __init__(self, text: str, name: str) -> None:
         """Parse `text`; `name` is how errors call the file. ConfigError: it is not YAML."""
-        self._name = name
-        self._problems: list[tuple[int, int, str]] = []
+        self.name = name
+        self.problems: list[Problem] = []
         self.root = _composed(text, name)
 
     def problem(self, node: Node, text: str) -> None:
         """Note that something is wrong at `node`."""
+        self.problems.append(self.at(node, text))
+
+    def at(self, node: Node, text: str) -> Problem:
+        """A problem at `node` that is not noted here."""
         mark = node.start_mark
-        self._problems.append((mark.line + 1, mark.column + 1, text))
+        return Problem(self.name, mark.line + 1, mark.column + 1, text)
 
     def finish(self) -> None:
         """Raise one ConfigError with all problems noted so far, in the order of the file."""
-        lines = [f"{row}:{column}: {text}" for row, column, text in sorted(self._problems)]
-        if len(lines) == 1:
-            raise ConfigError(f"{self._name}:{lines[0]}")
-        if lines:
-            listing = "".join(f"\n  {line}" for line in lines)
-            raise ConfigError(f"{self._name}: {len(lines)} problems{listing}")
+        if self.problems:
+            raise ConfigError.of(sorted(self.problems), self.name)
 
     def mapping(
         self, node: Node, what: str, known: Collection[str] | None = None
@@ -90,11 +91,19 @@ class Document:
             elif name in lines:
                 self.problem(key, f"{name!r} is here a second time, first in line {lines[name]}")
             elif known is not None and name not in known:
-                self.problem(key, f"unknown key {name!r}{_suggestion(name, known)}")
+                self.problem(key, f"unknown key {name!r}{self.suggestion(name, known)}")
             else:
                 found[name] = value
             lines.setdefault(name, key.start_mark.line + 1)
         return found
+
+    @staticmethod
+    def suggestion(name: str, known: Collection[str]) -> str:
+        """What was probably meant by `name`, or all that is known; follows an error's text."""
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, known, n=1)
+        return f", did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}"
 
     def text(self, node: Node, what: str) -> str | None:
         """A text that is not empty."""
@@ -149,6 +158,24 @@ class Document:
             return None
 
 
+def load(path: Path, *, bytes_max: int, what: str, hint: str = "") -> Document:
+    """The document in the file `path`. ConfigError: missing (then with `hint`), unreadable, too
+    large to be `what`, or no YAML.
+    """
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(bytes_max + 1)
+        if len(data) > bytes_max:
+            raise ConfigError(f"{path} has more than {bytes_max} bytes: that is no {what}")
+        return Document(data.decode(), str(path))
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path} is missing", hint=hint) from exc
+    except OSError as exc:
+        raise ConfigError(f"cannot read {path}: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {exc.start})") from exc
+
+
 def _composed(text: str, name: str) -> Node:
     """The root node of the one YAML document in `text`."""
     import yaml
@@ -160,11 +187,12 @@ def _composed(text: str, name: str) -> Node:
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         what = exc.problem or exc.context or "not understood"
-        raise ConfigError(f"{_at(name, mark)}: this is not YAML: {what}") from exc
+        raise _refusal(name, mark, f"this is not YAML: {what}") from exc
     except yaml.YAMLError as exc:
-        raise ConfigError(f"{name}: this is not YAML: {' '.join(str(exc).split())}") from exc
+        text = f"this is not YAML: {' '.join(str(exc).split())}"
+        raise ConfigError(f"{name}: {text}", problems=[Problem(name, 1, 1, text)]) from exc
     if root is None:
-        raise ConfigError(f"{name} is empty")
+        raise ConfigError(f"{name} is empty", problems=[Problem(name, 1, 1, "it is empty")])
     composed: Node = root
     return composed
 
@@ -183,15 +211,9 @@ def _refuse_what_is_no_tree(events: Iterable[Any], name: str) -> None:
             fault = f"the tag {event.tag!r} is not supported"
         else:
             continue
-        raise ConfigError(f"{_at(name, event.start_mark)}: {fault}")
+        raise _refusal(name, event.start_mark, fault)
 
 
-def _at(name: str, mark: Mark | None) -> str:
-    return f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-
-
-def _suggestion(name: str, known: Collection[str]) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, known, n=1)
-    return f", did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}"
+def _refusal(name: str, mark: Mark | None, fault: str) -> ConfigError:
+    line, column = (mark.line, mark.column) if mark else (0, 0)
+    return ConfigError.of([Problem(name, line + 1, column + 1, fault)], name)

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from backyfs.config.document import Document, Node
-from backyfs.config.interval import format_interval, parse_interval
-from backyfs.config.schedule import BUILT_IN, DAILY, MANUAL, Rule, Schedule
-from backyfs.errors import ConfigError, NoSpace, UsageError
-from backyfs.model import tag_name
+from backyfs.config.document import Document, Node, load
+from backyfs.config.interval import format_interval
+from backyfs.config.schedule import BUILT_IN, DAILY, Schedule, read_schedule
+from backyfs.config.size import format_size, parse_size
+from backyfs.errors import ConfigError, NoSpace
 
 SIZE_MAX = 1 << 20
 """Bytes of the largest file that is read at all."""
@@ -29,45 +29,48 @@ _HEADER = "# What is backed up here, and how often. See: backyfs init --help\n"
 
 
 class Job(NamedTuple):
-    """A VM's source and schedule; `settings` are the source's own keys, as plain values."""
+    """A VM's source and schedule; `settings` are the source's own keys, as plain values.
+
+    `rate_limit` bounds what a backup reads from the source, in bytes per second (0: no bound).
+    """
 
     source_type: str
     settings: Mapping[str, Any]
     schedule: Schedule = DAILY
+    rate_limit: int = 0
 
 
 def read_job(path: Path) -> Job:
     """The job in the file `path`; ConfigError names everything that is wrong with it."""
-    document = Document(_text(path), str(path))
-    keys = document.mapping(document.root, "the file", ("source", "schedule", "path"))
-    source = _source(document, keys)
-    schedule = _schedule(document, keys["schedule"]) if "schedule" in keys else DAILY
+    hint = "nothing says what to back up; run: backyfs init"
+    document = load(path, bytes_max=SIZE_MAX, what="job", hint=hint)
+    keys = document.mapping(document.root, "the file", ("source", "schedule", "rate-limit", "path"))
+    job = job_of(document, document.root, keys, BUILT_IN)
     document.finish()
-    return Job(*source, schedule)
+    return job
 
 
-def _text(path: Path) -> str:
-    try:
-        with open(path, "rb") as stream:
-            data = stream.read(SIZE_MAX + 1)
-        if len(data) > SIZE_MAX:
-            raise ConfigError(f"{path} has more than {SIZE_MAX} bytes: that is no job")
-        return data.decode()
-    except FileNotFoundError as exc:
-        raise ConfigError(
-            f"{path} is missing: nothing says what to back up", hint="run: backyfs init"
-        ) from exc
-    except OSError as exc:
-        raise ConfigError(f"cannot read {path}: {exc.strerror}") from exc
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{path} is not UTF-8 text (byte {exc.start})") from exc
+def job_of(
+    document: Document,
+    node: Node,
+    keys: Mapping[str, Node],
+    schedules: Mapping[str, Schedule],
+) -> Job:
+    """The job in the mapping `node`, of which `keys` are the values; problems are noted."""
+    source_type, settings = _source(document, node, keys)
+    schedule: Schedule = DAILY
+    if "schedule" in keys:
+        schedule = read_schedule(document, keys["schedule"], schedules)
+    rate = keys.get("rate-limit")
+    limit = document.accept(rate, parse_size, document.plain(rate)) if rate else None
+    return Job(source_type, settings, schedule, limit or 0)
 
 
-def _source(document: Document, keys: Mapping[str, Node]) -> tuple[str, dict[str, Any]]:
+def _source(document: Document, node: Node, keys: Mapping[str, Node]) -> tuple[str, dict[str, Any]]:
     """Type and settings. Backy's `backend` chose its store: that is not the source's matter."""
     if "source" not in keys:
-        if document.root.id == "mapping":
-            document.problem(document.root, "the key 'source' is missing")
+        if node.id == "mapping":
+            document.problem(node, "the key 'source' is missing")
         return "", {}
     found = document.mapping(keys["source"], "source")
     if "type" not in found and keys["source"].id == "mapping":
@@ -77,44 +80,6 @@ def _source(document: Document, keys: Mapping[str, Node]) -> tuple[str, dict[str
         key: document.plain(node) for key, node in found.items() if key not in ("type", "backend")
     }
     return kind or "", settings
-
-
-def _schedule(document: Document, node: Node) -> Schedule:
-    """The rules of a schedule that is written out, or the built-in one of that name."""
-    if node.id != "mapping":
-        name = document.text(node, "schedule") or ""
-        if name and name not in BUILT_IN:
-            document.problem(node, f"no schedule {name!r}; built in are: {', '.join(BUILT_IN)}")
-        return BUILT_IN.get(name, DAILY)
-    rules = {}
-    for tag, rule in document.mapping(node, "schedule").items():
-        if document.accept(rule, _schedule_tag, tag):
-            rules[tag] = _rule(document, rule, tag)
-    if not node.value:
-        document.problem(node, "the schedule has no tags")
-    return rules
-
-
-def _schedule_tag(text: str) -> str:
-    if text.startswith(MANUAL):
-        raise UsageError(f"{text!r}: tags with {MANUAL!r} are set by hand, not by a schedule")
-    return tag_name(text)
-
-
-def _rule(document: Document, node: Node, tag: str) -> Rule:
-    found = document.mapping(node, tag, ("interval", "keep"))
-    for key in {"interval", "keep"} - found.keys():
-        if node.id == "mapping":
-            document.problem(node, f"{tag} has no {key!r}")
-    interval = None
-    if "interval" in found:
-        value = document.plain(found["interval"])
-        if isinstance(value, str | int):
-            interval = document.accept(found["interval"], parse_interval, value)
-        elif value is not None:
-            document.problem(found["interval"], "an interval is a number of seconds, or like 1d")
-    keep = document.integer(found["keep"], "keep", 1) if "keep" in found else None
-    return Rule(interval or 1, keep or 1)
 
 
 def write_job(path: Path, job: Job) -> None:
@@ -163,13 +128,15 @@ def _keys(value: object) -> Iterator[str]:
 def _dumped(path: Path, job: Job) -> str:
     import yaml
 
-    value = {
+    value: dict[str, Any] = {
         "source": {"type": job.source_type, **job.settings},
         "schedule": {
             tag: {"interval": format_interval(rule.interval_s), "keep": rule.keep}
             for tag, rule in job.schedule.items()
         },
     }
+    if job.rate_limit:
+        value["rate-limit"] = format_size(job.rate_limit)
     try:
         text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
         document = Document(text, str(path))

@@ -1,0 +1,129 @@
+"""The keys of a configuration section: what each may hold, its default and its meaning.
+
+One table serves three ends: reading a section (with all its problems), the JSON schema for
+editors, and the documentation.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from backyfs.config.document import Document, Node
+from backyfs.config.interval import parse_interval
+from backyfs.config.size import parse_size
+from backyfs.errors import UsageError
+
+NEVER = 0
+"""What an interval that may be `never` is then."""
+
+Read = Callable[[Document, Node, str], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a value may be: how it is read (None and a noted problem if not), and its schema."""
+
+    read: Read
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of a section; `argument` is what its value is called in the program."""
+
+    kind: Kind
+    argument: str
+    meaning: str
+    default: str
+
+
+def read_section(
+    document: Document, node: Node, what: str, keys: Mapping[str, Key]
+) -> dict[str, Any]:
+    """The values in the mapping `node` by argument, without those missing or wrong."""
+    values = {}
+    for name, value_node in document.mapping(node, what, keys).items():
+        value = keys[name].kind.read(document, value_node, name)
+        if value is not None:
+            values[keys[name].argument] = value
+    return values
+
+
+def _parsed(parse: Callable[[Any], Any]) -> Read:
+    def read(document: Document, node: Node, what: str) -> Any:
+        value = document.plain(node)
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            return document.accept(node, parse, value)
+        if value is not None:
+            document.problem(node, f"{what} must be a text or a number")
+        return None
+
+    return read
+
+
+def _path(text: str) -> Path:
+    path = Path(str(text))
+    if not path.is_absolute():
+        raise UsageError(f"{str(text)!r} is a relative path", hint="write it from / on")
+    return Path(os.path.normpath(path))
+
+
+def _interval_or_never(value: str | int) -> int:
+    return NEVER if value == "never" else parse_interval(value)
+
+
+def _addresses(value: str | int) -> tuple[str, ...]:
+    parts = [part.strip() for part in str(value).split(",") if part.strip()]
+    try:
+        return tuple(str(ip_address(part)) for part in parts)
+    except ValueError as exc:
+        raise UsageError(
+            f"{value!r} is no list of IP addresses", hint="write it like 127.0.0.1, ::1"
+        ) from exc
+
+
+def _port(value: str | int) -> int:
+    if not str(value).isascii() or not str(value).isdigit() or not 0 <= int(value) <= 65535:
+        raise UsageError(f"{value!r} is no port", hint="use 1 to 65535, or 0 for none")
+    return int(value)
+
+
+def integer(least: int) -> Kind:
+    """A whole number, at least `least`."""
+    return Kind(
+        lambda document, node, what: document.integer(node, what, least),
+        {"type": "integer", "minimum": least},
+    )
+
+
+def choice(*words: str) -> Kind:
+    """One of some words."""
+
+    def parse(value: str | int) -> str:
+        if value not in words:
+            raise UsageError(f"{value!r} is none of: {', '.join(words)}")
+        return str(value)
+
+    return Kind(_parsed(parse), {"enum": list(words)})
+
+
+_INTERVAL_SCHEMA = {"type": ["string", "integer"], "minimum": 1, "examples": ["30m", "1d12h"]}
+
+TEXT = Kind(
+    lambda document, node, what: document.text(node, what), {"type": "string", "minLength": 1}
+)
+PATH = Kind(_parsed(_path), {"type": "string", "pattern": "^/"})
+INTERVAL = Kind(_parsed(parse_interval), _INTERVAL_SCHEMA)
+INTERVAL_OR_NEVER = Kind(
+    _parsed(_interval_or_never), {**_INTERVAL_SCHEMA, "examples": ["1d", "never"]}
+)
+SIZE = Kind(
+    _parsed(parse_size), {"type": ["string", "integer"], "minimum": 1, "examples": ["50M", "1.5G"]}
+)
+ADDRESSES = Kind(_parsed(_addresses), {"type": "string", "examples": ["127.0.0.1, ::1"]})
+PORT = Kind(_parsed(_port), {"type": ["integer", "string"], "minimum": 0, "maximum": 65535})
