@@ -58,7 +58,7 @@ def report(result: Expiry, *, dry_run: bool, as_json: bool, quiet: bool) -> None
             verb = f"would take {tags} from" if dry_run else f"took {tags} from"
             output.line(_line(verb, decision.revision, decision.reasons))
         elif dry_run:
-            output.line(_line("keep", decision.revision, decision.reasons or decision.tags))
+            output.line(_line("keep", decision.revision, decision.reasons))
     for revision in result.in_use:
         output.warn(f"{revision} is due, but somebody reads it: it stays", as_json=as_json)
     if not as_json and not quiet and not dry_run:

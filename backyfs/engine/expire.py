@@ -25,13 +25,19 @@ class Expiry:
     kept: list[str] = field(default_factory=list)
 
 
-def decisions(repository: Repository, schedule: Schedule, now: datetime) -> list[Decision]:
+def decisions(
+    repository: Repository, schedule: Schedule, now: datetime, *, explain: bool = False
+) -> list[Decision]:
     """What retention says of every readable revision, oldest first."""
     damaged = repository.damage()
     return decide(
         now,
         schedule,
-        (Candidate(r, repository.state(r), r.id in damaged) for r in repository.revisions()),
+        (
+            Candidate.of(r, repository.state(r), damaged=r.id in damaged)
+            for r in repository.revisions()
+        ),
+        explain=explain,
     )
 
 
@@ -50,7 +56,7 @@ def expire(
     """
     made = [
         decision
-        for decision in decisions(repository, schedule, now)
+        for decision in decisions(repository, schedule, now, explain=dry_run)
         if not repository.state_problem(decision.revision)
     ]
     due = [decision.revision for decision in made if decision.remove]

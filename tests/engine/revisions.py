@@ -45,4 +45,4 @@ def candidate(
 ) -> Candidate:
     """Revision `seq`, `hours` after START."""
     time = START + timedelta(hours=hours)
-    return Candidate(record(seq, time, torn=torn), State(tags, trust), damaged)
+    return Candidate.of(record(seq, time, torn=torn), State(tags, trust), damaged=damaged)

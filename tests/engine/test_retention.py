@@ -18,7 +18,7 @@ BOTH: Schedule = {"hourly": Rule(3600, 3), "daily": Rule(86400, 2)}
 
 def at(hours: float, schedule: Schedule, *candidates: Candidate) -> dict[int, Decision]:
     """The decisions by the candidates' seq."""
-    seqs = {c.record.id: c.record.seq for c in candidates}
+    seqs = {c.revision: c.seq for c in candidates}
     found = decide(START + timedelta(hours=hours), schedule, candidates)
     return {seqs[decision.revision]: decision for decision in found}
 
@@ -141,19 +141,19 @@ def test_what_always_holds(revisions: list[Candidate], hours: float) -> None:
     gone = removed(found)
     assert len(found) == len(revisions)
     if revisions:
-        assert revisions[-1].record.seq not in gone
-    good = [c.record.seq for c in revisions if c.good]
+        assert revisions[-1].seq not in gone
+    good = [c.seq for c in revisions if c.good]
     assert not good or good[-1] not in gone
     for c in revisions:
-        decision = found[c.record.seq]
-        assert set(decision.tags) | set(decision.expired) == set(c.state.tags)
-        assert not (decision.remove and "manual:a" in c.state.tags)
+        decision = found[c.seq]
+        assert set(decision.tags) | set(decision.expired) == set(c.tags)
+        assert not (decision.remove and "manual:a" in c.tags)
         assert not (decision.remove and decision.tags)
         assert decision.reasons or not (decision.remove or decision.expired)
     for tag, rule in BOTH.items():
-        having = [c for c in revisions if tag in c.state.tags]
+        having = [c for c in revisions if tag in c.tags]
         for c in having[-rule.keep :]:
-            assert tag in found[c.record.seq].tags
+            assert tag in found[c.seq].tags
 
 
 @given(candidates, st.floats(0, 1000))
@@ -161,11 +161,7 @@ def test_deciding_again_removes_nothing_more(revisions: list[Candidate], hours: 
     from dataclasses import replace
 
     first = at(hours, BOTH, *revisions)
-    left = [
-        replace(c, state=replace(c.state, tags=first[c.record.seq].tags))
-        for c in revisions
-        if not first[c.record.seq].remove
-    ]
+    left = [replace(c, tags=first[c.seq].tags) for c in revisions if not first[c.seq].remove]
     second = at(hours, BOTH, *left)
     assert removed(second) == set()
     assert all(not decision.expired for decision in second.values())

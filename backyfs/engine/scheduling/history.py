@@ -1,0 +1,96 @@
+"""What the scheduler knows of a VM's revisions. Pure.
+
+Order is by number, never by time: clocks jump. Times are kept as steady times: a revision that
+was seen keeps its age when the clock is set. One whose time is in the future when it is first
+seen counts as made just then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+FAST_S = 600.0
+"""A job whose newest backup took less is a fast one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """A revision as the scheduler sees it.
+
+    `time`: wall time of its start. `seconds`: how long the backup took. `good`: neither torn nor
+    distrusted nor damaged. `relied`: not distrusted; a torn one is a backup, too, that need not be
+    repeated before its time.
+    """
+
+    id: str
+    time: float
+    tags: tuple[str, ...]
+    seconds: float
+    good: bool = True
+    relied: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A revision and its steady time."""
+
+    id: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The newest revision that can be relied on by tag, the newest good one, and the newest."""
+
+    newest: Mapping[str, Seen] = field(default_factory=dict)
+    good: Seen | None = None
+    last: Revision | None = None
+    count: int = 0
+    manual_tags: tuple[str, ...] = ()
+    distrusted: str = ""
+
+    @property
+    def fast(self) -> bool:
+        """Whether the next backup is expected to be a fast one."""
+        return self.last is not None and self.last.seconds < FAST_S
+
+    def wall(self, offset: float) -> dict[str, float]:
+        """By tag, the wall time of the newest revision; `offset` = wall minus steady time now."""
+        return {tag: seen.at + offset for tag, seen in self.newest.items()}
+
+
+def observe(
+    before: History, revisions: Sequence[Revision], *, steady: float, wall: float
+) -> History:
+    """The history after a look at all `revisions`, oldest first."""
+    known = {seen.id: seen.at for seen in before.newest.values()}
+    if before.good:
+        known[before.good.id] = before.good.at
+
+    def seen(revision: Revision) -> Seen:
+        at = known.get(revision.id)
+        return Seen(revision.id, steady - max(0.0, wall - revision.time) if at is None else at)
+
+    newest: dict[str, Seen] = {}
+    good: Seen | None = None
+    manual: set[str] = set()
+    distrusted = ""
+    for revision in reversed(revisions):
+        if not revision.relied:
+            distrusted = distrusted or revision.id
+        else:
+            for tag in revision.tags:
+                if tag not in newest:
+                    newest[tag] = seen(revision)
+        if good is None and revision.good:
+            good = seen(revision)
+        manual.update(tag for tag in revision.tags if tag.startswith("manual:"))
+    return History(
+        newest,
+        good,
+        revisions[-1] if revisions else None,
+        len(revisions),
+        tuple(sorted(manual)),
+        distrusted,
+    )

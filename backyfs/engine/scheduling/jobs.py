@@ -1,0 +1,194 @@
+"""One job as its task sees it: what is known of it, what it waits for, and its next run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import trio
+
+from backyfs.config.site import SiteJob
+from backyfs.engine.scheduling import backoff, planning
+from backyfs.engine.scheduling.history import History, observe
+from backyfs.engine.scheduling.memory import Memory
+from backyfs.engine.scheduling.planning import Plan
+from backyfs.engine.scheduling.pools import Pool
+from backyfs.engine.scheduling.world import Contents, Outcome, World
+
+FAST, SLOW = "fast", "slow"
+
+
+class Status(StrEnum):
+    """What a job does; the words are Backy's."""
+
+    WAITING = "waiting for deadline"
+    QUEUED_FAST = "waiting for worker slot (fast)"
+    QUEUED_SLOW = "waiting for worker slot (slow)"
+    RUNNING_FAST = "running (fast)"
+    RUNNING_SLOW = "running (slow)"
+    FAILED = "failed"
+
+
+_QUEUED = {FAST: Status.QUEUED_FAST, SLOW: Status.QUEUED_SLOW}
+_RUNNING = {FAST: Status.RUNNING_FAST, SLOW: Status.RUNNING_SLOW}
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The waits of the back-off, in seconds."""
+
+    first_s: float
+    longest_s: float
+
+
+class Job:
+    """A job of the running scheduler; only its own task (and a reload) changes it."""
+
+    def __init__(self, config: SiteJob, memory: Memory, world: World) -> None:
+        self.config = config
+        self.memory = memory
+        self.history = History()
+        self.quarantined = 0
+        self.status = Status.WAITING
+        self.removed = False
+        self.forced = False
+        self._world = world
+        self.slot: Pool | None = None
+        self.moving = False
+        self.started = 0.0
+        self._waiting = trio.CancelScope()
+        self._offset = planning.offset_s(config.name, config.schedule)
+        self._known = False
+        self._hold = 0.0
+        if not memory.first_seen:
+            memory.first_seen = world.wall()
+
+    @property
+    def name(self) -> str:
+        """The job's name, which is that of its VM."""
+        return self.config.name
+
+    @property
+    def pool(self) -> str:
+        """Which pool its next backup belongs to."""
+        return FAST if self.history.fast else SLOW
+
+    @property
+    def running(self) -> bool:
+        """Whether a backup runs now."""
+        return self.status in (Status.RUNNING_FAST, Status.RUNNING_SLOW)
+
+    @property
+    def queued(self) -> bool:
+        """Whether it waits for a slot."""
+        return self.status in (Status.QUEUED_FAST, Status.QUEUED_SLOW)
+
+    def configure(self, config: SiteJob) -> None:
+        """Use another configuration from the next run on."""
+        self.config = config
+        self._offset = planning.offset_s(config.name, config.schedule)
+        self.wake()
+
+    def start(self) -> None:
+        """Note that a backup runs in the slot it holds."""
+        assert self.slot is not None
+        self.status = _RUNNING[self.slot.name]
+        self.forced = False
+        self.started = self._world.steady()
+        self.memory.attempted = self._world.wall()
+
+    def rest(self) -> None:
+        """Note that nothing runs."""
+        self.status = Status.FAILED if self.memory.failures else Status.WAITING
+
+    def wake(self) -> None:
+        """End its waiting, so that the task looks again at what is to be done."""
+        self._waiting.cancel()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait so long, or until somebody wakes the job."""
+        self._waiting = trio.CancelScope(deadline=trio.current_time() + max(0.001, seconds))
+        with self._waiting:
+            await trio.sleep_forever()
+
+    async def take_slot(self, pool: Pool) -> bool:
+        """Wait for a slot of the pool; False: somebody woke the job meanwhile."""
+        self.status = _QUEUED[pool.name]
+        with trio.CancelScope() as self._waiting:
+            await pool.take(self.deadline())
+            self.slot = pool
+            return True
+        return False
+
+    def give_slot(self) -> None:
+        """Give the slot back that it holds."""
+        if self.slot is not None:
+            self.slot.give()
+            self.slot = None
+
+    def move(self, pool: Pool) -> None:
+        """Hold a slot of `pool` that was taken for it instead of the one it had."""
+        self.give_slot()
+        self.slot = pool
+        self.status = _RUNNING[pool.name]
+
+    def learn(self, contents: Contents) -> None:
+        """Take in what the repository holds."""
+        wall, steady = self._world.wall(), self._world.steady()
+        self.history = observe(self.history, contents.revisions, steady=steady, wall=wall)
+        self.quarantined = contents.quarantined
+        if not self._known:
+            self._known = True
+            if self._plan(wall).at <= wall:
+                self._hold = steady + planning.catch_up_s(self.name, self.config.schedule)
+
+    def next(self) -> Plan:
+        """The next run, as things stand. Its time is in the past when it should run now."""
+        wall = self._world.wall()
+        plan = self._plan(wall)
+        if self.forced:
+            return Plan(wall, plan.tags)
+        if self.memory.retry_at:
+            return Plan(self.memory.retry_at, plan.tags)
+        hold = self._hold - self._world.steady()
+        return Plan(max(plan.at, wall + hold), plan.tags) if hold > 0 else plan
+
+    def _plan(self, wall: float) -> Plan:
+        newest = self.history.wall(wall - self._world.steady())
+        return planning.plan(self.config.schedule, self._offset, newest, wall)
+
+    def since(self) -> float:
+        """The wall time of the newest good revision, else when the job was first seen."""
+        wall = self._world.wall()
+        if self.history.good:
+            return self.history.good.at + wall - self._world.steady()
+        return min(self.memory.first_seen, wall)
+
+    def deadline(self) -> float:
+        """When the job breaks its SLA, in steady time: its rank among those that wait."""
+        wall, steady = self._world.wall(), self._world.steady()
+        return planning.deadline(self.config.schedule, self.since()) - wall + steady
+
+    def overdue_s(self) -> float:
+        """For how long it has been breaking its SLA; 0: it keeps it."""
+        return planning.overdue_s(self.config.schedule, self.since(), self._world.wall())
+
+    def succeeded(self) -> None:
+        """Note a good end of a backup."""
+        self.memory.failures, self.memory.retry_at = 0, 0.0
+        self.memory.code, self.memory.reason = 0, ""
+
+    def failed(self, outcome: Outcome, retry: Retry) -> None:
+        """Note a bad end, and when to try again. Busy is none: it was only too early."""
+        wait = backoff.BUSY_WAIT_S
+        if outcome.code != backoff.BUSY:
+            self.memory.failures += 1
+            wait = backoff.wait_s(self.memory.failures, retry.first_s, retry.longest_s)
+        self.memory.code, self.memory.reason = outcome.code, outcome.reason
+        self.memory.retry_at = self._world.wall() + min(wait, retry.longest_s)
+
+    def clock_was_set(self, by_s: float) -> None:
+        """Keep the distance of what was to happen; wake up and plan anew."""
+        if self.memory.retry_at:
+            self.memory.retry_at += by_s
+        self.wake()
