@@ -74,7 +74,7 @@ def observe(
 
     newest: dict[str, Seen] = {}
     good: Seen | None = None
-    manual: set[str] = set()
+    tags: set[str] = set()
     distrusted = ""
     for revision in reversed(revisions):
         if not revision.relied:
@@ -85,12 +85,12 @@ def observe(
                     newest[tag] = seen(revision)
         if good is None and revision.good:
             good = seen(revision)
-        manual.update(tag for tag in revision.tags if tag.startswith("manual:"))
+        tags.update(revision.tags)
     return History(
         newest,
         good,
         revisions[-1] if revisions else None,
         len(revisions),
-        tuple(sorted(manual)),
+        tuple(sorted(tag for tag in tags if tag.startswith("manual:"))),
         distrusted,
     )

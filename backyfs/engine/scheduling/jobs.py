@@ -155,7 +155,8 @@ class Job:
 
     def _plan(self, wall: float) -> Plan:
         newest = self.history.wall(wall - self._world.steady())
-        return planning.plan(self.config.schedule, self._offset, newest, wall)
+        first_seen = self.memory.first_seen
+        return planning.plan(self.config.schedule, self._offset, newest, wall, first_seen)
 
     def since(self) -> float:
         """The wall time of the newest good revision, else when the job was first seen."""

@@ -76,14 +76,17 @@ def due_tags(
     return tuple(tag for tag in schedule if tag in late or tag not in newest)
 
 
-def plan(schedule: Schedule, offset: int, newest: Mapping[str, float], now: float) -> Plan:
+def plan(
+    schedule: Schedule, offset: int, newest: Mapping[str, float], now: float, first_seen: float
+) -> Plan:
     """The next run of a job, of which `newest` has the time of the newest revision per tag.
 
-    Without any revision: all tags, at the next slot of the shortest interval.
+    Without any revision: all tags, at the first slot of the shortest interval after `first_seen`.
     """
     known = {tag: newest[tag] for tag in schedule if tag in newest}
     if not known:
-        return Plan(_next_slot(now, shortest(schedule), offset), tuple(schedule))
+        slot = _next_slot(min(first_seen, now), shortest(schedule), offset)
+        return Plan(max(slot, now), tuple(schedule))
     due = due_tags(schedule, offset, known, now)
     if due:
         return Plan(now, due)

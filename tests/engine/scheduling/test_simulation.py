@@ -1,0 +1,90 @@
+"""A year and more of a large site, in seconds: the real scheduler on trio's clock.
+
+    BACKYFS_SIMULATION=full python -m pytest tests/engine/scheduling/test_simulation.py
+
+runs 1000 VMs for 400 days; without it, fewer of both.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+import trio
+
+from backyfs.config.schedule import DAILY, HOURLY
+from tests.engine.scheduling.simulation import DAY, JumpingClock, Stretch, World, live, site
+
+FULL = os.environ.get("BACKYFS_SIMULATION") == "full"
+VMS, DAYS = (1000, 400) if FULL else (250, 100)
+
+
+def _seconds(name: str, rng: random.Random) -> float:
+    """Every fiftieth VM takes hours."""
+    number = int(name[2:])
+    if number % 50 == 7:
+        return rng.uniform(1.0, 2.5) * 3600
+    return rng.uniform(5, 90)
+
+
+def _fails(name: str, now: float, rng: random.Random) -> int:
+    """One VM in ten fails now and then; one in a hundred is broken for two weeks."""
+    number = int(name[2:])
+    if number % 100 == 3 and 30 * DAY < now < 44 * DAY:
+        return 13
+    if number % 10 == 1 and rng.random() < 0.1:
+        return rng.choice([1, 13, 14, -9, 75])
+    return 0
+
+
+def _stretches() -> list[Stretch]:
+    """Undisturbed weeks, then outages, lost memories and a clock that is set."""
+    rng = random.Random(4)
+    stretches = [Stretch(21 * DAY)]
+    total = 21.0
+    while total < DAYS:
+        up = rng.uniform(2, 20)
+        down = rng.choice([0.0, 0.01, 0.2, 1.5, 3.0])
+        jump = rng.choice([0.0, 0.0, 3600.0, -3600.0, -DAY, DAY / 2])
+        stretches.append(Stretch(up * DAY, down * DAY, jump, forget=rng.random() < 0.3))
+        total += up + down
+    return stretches
+
+
+@pytest.fixture
+def clock() -> JumpingClock:
+    return JumpingClock()
+
+
+@pytest.mark.timeout(900)
+async def test_a_large_site_for_a_long_time(clock: JumpingClock) -> None:
+    schedules = {f"vm{n}": HOURLY if n % 100 == 50 else DAILY for n in range(VMS)}
+    world = World(seconds=_seconds, fails=_fails, purge_every=1 if not FULL else 3)
+    begin = trio.current_time()
+    down = await live(world, site(schedules, workers=4), _stretches())
+    end = trio.current_time()
+
+    assert sorted(world.vms) == sorted(schedules)
+    assert world.running_max <= 8
+    assert world.compared > VMS * DAYS / 5
+    assert world.called_back > VMS * DAYS * 0.7
+
+    # The load is spread, once all jobs have a history (chance is large where jobs are few).
+    bin_hours = 1 if FULL else 6
+    bins = [0] * (24 // bin_hours)
+    for start in world.starts:
+        if begin + 2 * DAY <= start < begin + 20 * DAY:
+            bins[int((start - begin) % DAY // 3600) // bin_hours] += 1
+    assert max(bins) / (sum(bins) / len(bins)) < 1.5
+
+    # SLA: no gap is longer than 1.5 intervals, but for the time no scheduler ran or it failed.
+    for name, schedule in schedules.items():
+        interval = min(rule.interval_s for rule in schedule.values())
+        vm = world.vms[name]
+        excuses = [*down, *vm.excused]
+        if vm.failing_since is not None:
+            excuses.append((vm.failing_since, end))
+        for a, b in zip([begin, *vm.made], [*vm.made, end], strict=True):
+            gap = b - a - sum(max(0.0, min(b, y) - max(a, x)) for x, y in excuses)
+            assert gap <= 1.5 * interval, (name, a / DAY, b / DAY, gap / interval)
