@@ -20,8 +20,9 @@ from backyfs.store.repository import Repository, is_repository
 
 @click.command()
 @options.as_json
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print the revisions of a VM as Backy does.")
 @click.pass_obj
-def command(session: Session, as_json: bool) -> None:
+def command(session: Session, as_json: bool, as_yaml: bool) -> None:
     """List the revisions of the VM, oldest first; of a base directory, its VMs.
 
     Dates are in the local zone, which the header names. Stored is what the backup added to the
@@ -29,6 +30,9 @@ def command(session: Session, as_json: bool) -> None:
     damaged (bytes or files of it fail their checksum) or unreadable (its record cannot be read).
     Known damage comes from verify, scrub, backups and readers: `backyfs verify` looks for more.
     """
+    if as_yaml:
+        _show_yaml(session.repository())
+        return
     if session.directory.is_dir() and not is_repository(session.directory):
         vms = session.vms()
         if vms:
@@ -53,6 +57,27 @@ def _show_vm(repository: Repository, as_json: bool) -> None:
     output.line(_summary(revisions))
     for error in unreadable.values():
         output.warn(error.message)
+
+
+def _show_yaml(repository: Repository) -> None:
+    """The list that callbacks written for Backy read from their standard input."""
+    import yaml
+
+    values = []
+    for record in repository.revisions():
+        state = repository.state(record)
+        values.append(
+            {
+                "backend_type": repository.store,
+                "parent": record.parent,
+                "stats": {"bytes_written": record.stats.stored, "duration": record.stats.seconds},
+                "tags": list(state.tags),
+                "timestamp": record.time,
+                "trust": str(state.trust),
+                "uuid": record.id,
+            }
+        )
+    output.line(yaml.safe_dump(values, allow_unicode=True).rstrip("\n"))
 
 
 def _row(record: Record, state: State, damage: Mapping[str, object]) -> list[str]:
