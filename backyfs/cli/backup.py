@@ -35,6 +35,12 @@ from backyfs.store.repository import Repository
     help="JSON list of all extents that may differ from the newest revision, as printed by "
     "`rbd diff --format json`. It is believed: what is not listed is not read.",
 )
+@click.option(
+    "--rate-limit",
+    metavar="BYTES",
+    type=options.SIZE,
+    help="Read no more than so many bytes per second from the source: 50M (default: the job's).",
+)
 @options.as_json
 @click.pass_obj
 def command(
@@ -45,6 +51,7 @@ def command(
     wait_s: float,
     progress: bool | None,
     changes: tuple[str, ...],
+    rate_limit: int | None,
     as_json: bool,
 ) -> None:
     """Back up all disks of the VM as one new revision, or none of them.
@@ -60,6 +67,7 @@ def command(
     from backyfs.cli.showing import showing
     from backyfs.engine.backup import back_up
     from backyfs.source import registry
+    from backyfs.source.throttle import Rate, ThrottledSource
 
     repository = session.repository()
     job = read_job(repository.path / "config")
@@ -67,6 +75,8 @@ def command(
     _refuse_vm_names(repository, names, job.schedule, force)
     lists = _change_lists(repository, changes)
     source = registry.make(job.source_type, job.settings)
+    if limit := rate_limit or job.rate_limit:
+        source = ThrottledSource(source, Rate(limit))
     with session.logging(repository), showing(session, progress, as_json=as_json) as shown:
         record = run(
             back_up,

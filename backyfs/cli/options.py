@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from backyfs.cli.completing import complete_spec
+from backyfs.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,6 +64,24 @@ class _Scratch(click.ParamType[tuple[Path, int | None]]):
 
 
 SCRATCH = _Scratch()
+
+
+class _Size(click.ParamType[int]):
+    """A number of bytes, with or without a unit."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse a word of the command line."""
+        from backyfs.config.size import parse_size
+
+        try:
+            return parse_size(value)
+        except UsageError as exc:
+            self.fail(f"{exc.message}: {exc.hint}", param, ctx)
+
+
+SIZE = _Size()
 
 
 def as_json(function: F) -> F:

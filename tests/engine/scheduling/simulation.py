@@ -197,9 +197,12 @@ def consult(
         (seq, tag)
         for seq, (time, tags, _) in oracle.items()
         for tag in tags
-        if now - time > schedule[tag].keep * schedule[tag].interval_s
-        and sum(1 for other, (_, t, _) in oracle.items() if other > seq and tag in t)
-        >= schedule[tag].keep
+        if tag not in schedule
+        or (
+            now - time > schedule[tag].keep * schedule[tag].interval_s
+            and sum(1 for other, (_, t, _) in oracle.items() if other > seq and tag in t)
+            >= schedule[tag].keep
+        )
     }
     for seq, tag in expired:
         oracle[seq][1].discard(tag)

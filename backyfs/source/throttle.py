@@ -1,0 +1,107 @@
+"""A source that is read no faster than so many bytes per second, all disks together.
+
+A read waits, in its own thread, until its bytes fit the rate; what a second left unused is not
+made up for later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from backyfs.model import Consistency, Extent
+from backyfs.source.contract import Bookmark, Changes, DiskSnapshot, Snapshot, Source
+
+
+class Rate:
+    """`bytes_per_s` (>= 1) for many threads. `now` and `sleep` are those of `time`, in seconds."""
+
+    def __init__(
+        self,
+        bytes_per_s: int,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._now, self._sleep = now, sleep
+        self._free_at = now()
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> None:
+        """Wait until `count` more bytes may be read."""
+        with self._lock:
+            now = self._now()
+            begin = max(self._free_at, now)
+            self._free_at = begin + count / self._bytes_per_s
+        if begin > now:
+            self._sleep(begin - now)
+
+
+class ThrottledSource:
+    """Another source, read at a rate."""
+
+    def __init__(self, source: Source, rate: Rate) -> None:
+        self._source, self._rate = source, rate
+
+    @property
+    def type(self) -> str:
+        return self._source.type
+
+    def disks(self) -> Sequence[str]:
+        return self._source.disks()
+
+    @contextlib.contextmanager
+    def snapshot(self, revision: str, since: Mapping[str, Bookmark]) -> Iterator[Snapshot]:
+        with self._source.snapshot(revision, since) as snapshot:
+            yield _Snapshot(snapshot, self._rate)
+
+
+class _Snapshot:
+    def __init__(self, snapshot: Snapshot, rate: Rate) -> None:
+        self._snapshot = snapshot
+        self.disks: Mapping[str, DiskSnapshot] = {
+            name: _Disk(disk, rate) for name, disk in snapshot.disks.items()
+        }
+
+    @property
+    def consistency(self) -> Consistency:
+        return self._snapshot.consistency
+
+    @property
+    def reason(self) -> str:
+        return self._snapshot.reason
+
+    @property
+    def frozen(self) -> bool:
+        return self._snapshot.frozen
+
+    def published(self) -> None:
+        self._snapshot.published()
+
+
+@dataclass(frozen=True, slots=True)
+class _Disk:
+    disk: DiskSnapshot
+    rate: Rate
+
+    @property
+    def size(self) -> int:
+        return self.disk.size
+
+    @property
+    def bookmark(self) -> Bookmark:
+        return self.disk.bookmark
+
+    def data(self) -> Iterable[Extent]:
+        return self.disk.data()
+
+    def changed(self) -> Changes | None:
+        return self.disk.changed()
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.rate.take(length)
+        return self.disk.read(offset, length)

@@ -1,0 +1,266 @@
+"""The scheduler's tasks on trio's clock: failures, reload, stop, pools, clocks that are set."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+import trio
+
+from backyfs.config.schedule import DAILY, HOURLY, Rule, Schedule
+from backyfs.engine.scheduling.jobs import FAST, SLOW, Status
+from backyfs.engine.scheduling.memory import Memory
+from backyfs.engine.scheduling.scheduler import Scheduler
+from backyfs.engine.scheduling.world import Kind
+from backyfs.errors import UsageError
+from tests.engine.scheduling.simulation import DAY, START, JumpingClock, World, site
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def clock() -> JumpingClock:
+    return JumpingClock()
+
+
+@asynccontextmanager
+async def running(scheduler: Scheduler) -> AsyncIterator[Scheduler]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(scheduler.run)
+        yield scheduler
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_day_of_an_hourly_job(clock: JumpingClock) -> None:
+    world = World()
+    world.log_commands = True
+    async with running(Scheduler(site({"a": HOURLY}), world)):
+        await trio.sleep(DAY + 60)
+    assert len(world.starts) == 24
+    assert {round(b - a) for a, b in zip(world.starts, world.starts[1:], strict=False)} == {3600}
+    assert world.called_back == 24
+    kinds = [command.kind for command in world.commands]
+    assert kinds == [Kind.BACKUP, Kind.PURGE] * 24
+    assert world.commands[0].arguments[-1] == "hourly,daily,weekly,monthly"
+    assert {command.arguments[-1] for command in world.commands[2::2]} <= {
+        "hourly", "hourly,daily", "hourly,daily,weekly", "hourly,weekly", "hourly,daily,monthly",
+        "hourly,monthly", "hourly,weekly,monthly", "hourly,daily,weekly,monthly",
+    }  # fmt: skip
+
+
+async def test_failures_back_off_and_success_ends_it(clock: JumpingClock) -> None:
+    broken = True
+    world = World(fails=lambda name, now, rng: 13 if broken else 0, seconds=lambda n, r: 0.0)
+    async with running(Scheduler(site({"a": HOURLY}), world)) as scheduler:
+        await trio.sleep(2 * DAY)
+        waits = [round(b - a) / 60 for a, b in zip(world.starts, world.starts[1:], strict=False)]
+        assert waits[:9] == [2, 4, 8, 16, 32, 64, 128, 256, 360]
+        job = scheduler.jobs["a"]
+        assert (job.status, job.memory.code, job.memory.reason) == (Status.FAILED, 13, "simulated")
+        assert job.overdue_s() > DAY
+        broken = False
+        await trio.sleep(7 * HOUR)
+        assert (job.status, job.memory.failures) == (Status.WAITING, 0)
+        assert job.overdue_s() == 0
+        assert round(world.starts[-1] - world.starts[-2]) == 3600
+
+
+async def test_busy_is_no_failure(clock: JumpingClock) -> None:
+    world = World(fails=lambda name, now, rng: 75 if now < 2 * DAY else 0, seconds=lambda n, r: 0)
+    async with running(Scheduler(site({"a": DAILY}), world)) as scheduler:
+        await trio.sleep(1.5 * DAY)
+        assert {round(b - a) for a, b in zip(world.starts, world.starts[1:], strict=False)} == {120}
+        job = scheduler.jobs["a"]
+        assert (job.memory.failures, job.status) == (0, Status.WAITING)
+        await trio.sleep(DAY)
+        assert job.memory.code == 0
+        assert job.history.count == 1
+
+
+async def test_a_command_that_makes_no_revision_has_failed(clock: JumpingClock) -> None:
+    world = World()
+    world._add = lambda *_: None  # type: ignore[method-assign]
+    async with running(Scheduler(site({"a": DAILY}), world)) as scheduler:
+        await trio.sleep(2 * DAY)
+        assert scheduler.jobs["a"].memory.reason == "the command succeeded but made no revision"
+        assert len(world.starts) < 20
+
+
+async def test_a_backup_by_hand_and_torn_ones_are_not_repeated(clock: JumpingClock) -> None:
+    world = World()
+    world.random.random = lambda: 0.0  # type: ignore[method-assign]  # none is good
+    async with running(Scheduler(site({"a": DAILY}), world)) as scheduler:
+        await trio.sleep(10 * DAY)
+        assert len(world.starts) == 10
+        assert scheduler.jobs["a"].overdue_s() > 8 * DAY
+
+
+async def test_run_now(clock: JumpingClock) -> None:
+    world = World(seconds=lambda name, rng: 100.0)
+    async with running(Scheduler(site({"a": DAILY}), world)) as scheduler:
+        await trio.sleep(1)
+        assert scheduler.trigger("a")
+        await trio.sleep(1)
+        assert scheduler.jobs["a"].running
+        assert not scheduler.trigger("a")
+        with pytest.raises(UsageError, match="Unknown job b"):
+            scheduler.trigger("b")
+        await trio.sleep(200)
+        assert scheduler.jobs["a"].history.count == 1
+        assert scheduler.trigger("a")
+        await trio.sleep(200)
+        assert scheduler.jobs["a"].history.count == 2
+
+
+async def test_a_reload_touches_no_running_backup(clock: JumpingClock) -> None:
+    world = World(seconds=lambda name, rng: 1000.0)
+    before = site({"a": DAILY, "b": DAILY, "c": DAILY})
+    async with running(Scheduler(before, world)) as scheduler:
+        for name in "ab":
+            scheduler.trigger(name)
+        await trio.sleep(10)
+        assert world.running == 2
+        quick: Schedule = {"quick": Rule(1800, 2)}
+        after = site({"a": quick, "d": DAILY}, workers=5)
+        assert scheduler.reload(after) == []
+        await trio.sleep(10)
+        assert world.running == 2
+        assert set(scheduler.jobs) == {"a", "b", "d"}, "c is gone, b goes when it has ended"
+        await trio.sleep(3 * HOUR)
+        assert set(scheduler.jobs) == {"a", "d"}
+        assert len(world.vms["b"].made) == 1
+        assert len(world.vms["a"].made) in (6, 7)
+        assert scheduler.pools[SLOW].limit == 5
+        settings = replace(after.settings, telnet_port=1)
+        assert scheduler.reload(replace(after, settings=settings)) == ["telnet-port"]
+
+
+async def test_a_job_that_comes_back_while_it_runs_stays(clock: JumpingClock) -> None:
+    world = World(seconds=lambda name, rng: 1000.0)
+    both = site({"a": DAILY, "b": DAILY})
+    async with running(Scheduler(both, world)) as scheduler:
+        scheduler.trigger("b")
+        await trio.sleep(10)
+        scheduler.reload(site({"a": DAILY}))
+        await trio.sleep(10)
+        scheduler.reload(both)
+        await trio.sleep(3 * DAY)
+        assert set(scheduler.jobs) == {"a", "b"}
+        assert len(world.vms["b"].made) >= 3
+
+
+async def test_a_stop_lets_backups_finish(clock: JumpingClock) -> None:
+    world = World(seconds=lambda name, rng: 50.0)
+    scheduler = Scheduler(site({f"vm{n}": DAILY for n in range(9)}, workers=2), world)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(scheduler.run)
+        for name in scheduler.jobs:
+            scheduler.trigger(name)
+        await trio.sleep(10)
+        assert world.running == 2
+        scheduler.stop()
+        begin = trio.current_time()
+    assert trio.current_time() - begin == pytest.approx(40, abs=1)
+    assert len(world.starts) == 2
+    assert sum(len(vm.made) for vm in world.vms.values()) == 2
+
+
+async def test_a_stop_does_not_wait_for_ever(clock: JumpingClock) -> None:
+    world = World(seconds=lambda name, rng: 50_000.0)
+    scheduler = Scheduler(site({"a": DAILY}), world)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(scheduler.run)
+        scheduler.trigger("a")
+        await trio.sleep(10)
+        scheduler.stop()
+        begin = trio.current_time()
+    assert trio.current_time() - begin == pytest.approx(60, abs=1)
+    assert world.running == 0
+    assert scheduler.memories()["a"].failures == 0
+
+
+async def test_long_jobs_never_keep_short_ones_waiting(clock: JumpingClock) -> None:
+    """Twenty jobs of a day each for two slow slots, and short hourly ones."""
+    names = {f"long{n}": DAILY for n in range(20)}
+    world = World(seconds=lambda name, rng: DAY if name.startswith("long") else 30.0)
+    async with running(
+        Scheduler(site({**names, "short": HOURLY}, workers=2), world, clock_poll_s=600)
+    ) as scheduler:
+        scheduler.trigger("short")
+        await trio.sleep(13 * DAY)
+        assert len(world.vms["short"].made) in range(311, 315)
+        assert scheduler.pools[SLOW].waiting >= 10
+        assert all(len(world.vms[name].made) >= 1 for name in names), "each had its turn"
+
+
+async def test_a_job_that_becomes_slow_leaves_its_fast_slot(clock: JumpingClock) -> None:
+    world = World(seconds=lambda name, rng: 30.0 if trio.current_time() < 3 * DAY else 5 * HOUR)
+    scheduler = Scheduler(site({"a": DAILY}, workers=1), world, clock_poll_s=30)
+    async with running(scheduler):
+        await trio.sleep(3.1 * DAY)
+        scheduler.trigger("a")
+        await trio.sleep(500)
+        seen = [str(scheduler.jobs["a"].status)]
+        await trio.sleep(200)
+        seen.append(str(scheduler.jobs["a"].status))
+        assert seen == [Status.RUNNING_FAST, Status.RUNNING_SLOW]
+        assert (scheduler.pools[FAST].running, scheduler.pools[SLOW].running) == (0, 1)
+        await trio.sleep(6 * HOUR)
+        assert (scheduler.pools[FAST].running, scheduler.pools[SLOW].running) == (0, 0)
+
+
+@pytest.mark.parametrize("jump", [-DAY, DAY, -400 * DAY, 400 * DAY, 1800.0])
+async def test_a_clock_that_is_set_starts_no_stampede(clock: JumpingClock, jump: float) -> None:
+    world = World()
+    names = {f"vm{n}": DAILY for n in range(50)}
+    async with running(Scheduler(site(names), world, clock_poll_s=30)):
+        await trio.sleep(4 * DAY)
+        world.jump += jump
+        made = len(world.starts)
+        await trio.sleep(HOUR)
+        assert len(world.starts) - made < 12, "about two an hour are usual"
+        await trio.sleep(2 * DAY)
+        for vm in world.vms.values():
+            gaps = [b - a for a, b in zip(vm.made, vm.made[1:], strict=False)]
+            assert max(gaps) <= 1.5 * DAY
+
+
+async def test_what_was_missed_is_made_up_for_little_by_little(clock: JumpingClock) -> None:
+    names = {f"vm{n}": DAILY for n in range(100)}
+    world = World(seconds=lambda name, rng: 10.0)
+    first = Scheduler(site(names, workers=20), world)
+    async with running(first):
+        await trio.sleep(3 * DAY)
+    await trio.sleep(2 * DAY)
+    made = len(world.starts)
+    begin = trio.current_time()
+    async with running(Scheduler(site(names, workers=20), world, first.memories())):
+        await trio.sleep(1200)
+    late = [at - begin for at in world.starts[made:]]
+    assert len(late) >= 100
+    for minute in range(15):
+        assert sum(60 * minute <= at < 60 * minute + 60 for at in late) < 20
+
+
+async def test_a_retry_waits_across_a_restart(clock: JumpingClock) -> None:
+    world = World()
+    memory = Memory(first_seen=START - DAY, failures=5, retry_at=START + 900, code=13)
+    async with running(Scheduler(site({"a": DAILY}), world, {"a": memory})):
+        await trio.sleep(899)
+        assert world.starts == []
+        await trio.sleep(2)
+        assert len(world.starts) == 1
+
+
+async def test_verification_and_scrub_have_their_own_slot(clock: JumpingClock) -> None:
+    world = World()
+    world.log_commands = True
+    names = {f"vm{n}": DAILY for n in range(20)}
+    async with running(Scheduler(site(names, workers=1, checks=True), world, clock_poll_s=3600)):
+        await trio.sleep(60 * DAY)
+    assert 30 <= world.calls[Kind.VERIFY] <= 45
+    assert 140 <= world.calls[Kind.SCRUB] <= 180
+    scrubs = [command for command in world.commands if command.kind is Kind.SCRUB]
+    assert scrubs[0].arguments == ("--budget", "600")

@@ -1,0 +1,65 @@
+"""A source read at a rate: the same bytes, later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backyfs.source.file import FileSource
+from backyfs.source.throttle import Rate, ThrottledSource
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def rate(clock: Clock, bytes_per_s: int) -> Rate:
+    return Rate(bytes_per_s, now=lambda: clock.now, sleep=clock.sleep)
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=1), st.integers(1, 5_000))
+def test_no_faster_than_the_rate(counts: list[int], bytes_per_s: int) -> None:
+    clock = Clock()
+    limited = rate(clock, bytes_per_s)
+    for count in counts:
+        limited.take(count)
+    # The last take waits for what was taken before it.
+    assert abs(clock.now - 100 - sum(counts[:-1]) / bytes_per_s) < 1e-6 * len(counts)
+
+
+def test_an_idle_second_is_not_made_up_for() -> None:
+    clock = Clock()
+    limited = rate(clock, 10)
+    limited.take(10)
+    clock.now += 60
+    limited.take(10)
+    assert clock.now == 160.0
+    limited.take(10)
+    assert clock.now == 161.0
+
+
+def test_the_source_says_what_it_says_without_a_rate(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"x" * 200_000)
+    clock = Clock()
+    plain = FileSource({"disk": str(image)})
+    slow = ThrottledSource(FileSource({"disk": str(image)}), rate(clock, 100_000))
+    assert (slow.type, slow.disks()) == (plain.type, plain.disks())
+    with plain.snapshot("r", {}) as a, slow.snapshot("r", {}) as b:
+        assert (a.consistency, a.reason, a.frozen) == (b.consistency, b.reason, b.frozen)
+        one, other = a.disks["disk"], b.disks["disk"]
+        assert (one.size, one.bookmark, list(one.data())) == (
+            other.size,
+            other.bookmark,
+            list(other.data()),
+        )
+        assert one.changed() == other.changed()
+        assert other.read(0, 100_000) + other.read(100_000, 100_000) == one.read(0, 200_000)
+        b.published()
+    assert clock.now == 101.0
