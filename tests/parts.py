@@ -97,6 +97,8 @@ PARTS = {
     "qemu-img": Part(_programs("qemu-img"), "apt install qemu-utils"),
     "strace": Part(_programs("strace"), "apt install strace"),
     "rsync": Part(_programs("rsync"), "apt install rsync"),
+    "telnet": Part(_programs("telnet"), "apt install inetutils-telnet"),
+    "systemd-analyze": Part(_programs("systemd-analyze"), "apt install systemd"),
     "debugfs": Part(_programs("debugfs", "mkfs.ext4"), "apt install e2fsprogs"),
     "sfdisk": Part(_programs("sfdisk"), "apt install fdisk"),
     "systemd-analyze": Part(_programs("systemd-analyze"), "apt install systemd"),
