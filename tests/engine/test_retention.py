@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 from hypothesis import given
@@ -11,6 +12,7 @@ from backyfs.config.schedule import Rule, Schedule
 from backyfs.engine.retention import Candidate, Decision, decide
 from backyfs.model import Trust
 from tests.engine.revisions import START, candidate
+from tests.engine.scheduling.simulation import consult
 
 HOURLY: Schedule = {"hourly": Rule(3600, 3)}
 BOTH: Schedule = {"hourly": Rule(3600, 3), "daily": Rule(86400, 2)}
@@ -158,10 +160,46 @@ def test_what_always_holds(revisions: list[Candidate], hours: float) -> None:
 
 @given(candidates, st.floats(0, 1000))
 def test_deciding_again_removes_nothing_more(revisions: list[Candidate], hours: float) -> None:
-    from dataclasses import replace
-
     first = at(hours, BOTH, *revisions)
     left = [replace(c, tags=first[c.seq].tags) for c in revisions if not first[c.seq].remove]
     second = at(hours, BOTH, *left)
     assert removed(second) == set()
     assert all(not decision.expired for decision in second.values())
+
+
+@given(candidates, st.lists(st.floats(0, 1000), min_size=1, max_size=4))
+def test_it_agrees_with_an_oracle_written_another_way(
+    revisions: list[Candidate], hours: list[float]
+) -> None:
+    """The sentence of the documentation, by counting; at several times, one after the other."""
+    left = {c.seq: c for c in revisions}
+    oracle = {
+        c.seq: (c.time.timestamp(), {t for t in c.tags if t != "manual:a"}, c.good)
+        for c in revisions
+    }
+    manual = {c.seq for c in revisions if "manual:a" in c.tags}
+    for hour in sorted(hours):
+        found = at(hour, BOTH, *left.values())
+        left = {
+            seq: replace(left[seq], tags=decision.tags)
+            for seq, decision in found.items()
+            if not decision.remove
+        }
+        if oracle:
+            consult(oracle, BOTH, (START + timedelta(hours=hour)).timestamp(), keep=manual)
+        assert {s: set(c.tags) - {"manual:a"} for s, c in left.items()} == {
+            seq: tags for seq, (_, tags, _) in oracle.items()
+        }
+
+
+def test_every_decision_can_be_explained_in_words() -> None:
+    hourly = [candidate(n, n / 2, "hourly", "manual:x") for n in range(8)]
+    seqs = {c.revision: c.seq for c in hourly}
+    made = decide(START + timedelta(hours=3.6), HOURLY, hourly, explain=True)
+    words = {seqs[decision.revision]: decision.reasons for decision in made}
+    assert words[0] == ("hourly: 7 newer ones, and older than 3 x 1h", "manual:x never expires")
+    assert words[4][0] == "hourly: 3 newer ones, but not older than 3 x 1h"
+    assert words[5][0] == "hourly: one of the newest 3"
+    assert words[7][-1] == "kept as the newest good revision"
+    late = decide(START + timedelta(days=9), HOURLY, hourly, explain=True)
+    assert late[5].reasons[0] == "hourly: one of the newest 3, though older than 3 x 1h"

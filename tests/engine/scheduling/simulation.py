@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -190,9 +190,16 @@ class World:
 
 
 def consult(
-    oracle: dict[int, tuple[float, set[str], bool]], schedule: Schedule, now: float
+    oracle: dict[int, tuple[float, set[str], bool]],
+    schedule: Schedule,
+    now: float,
+    *,
+    keep: Collection[int] = (),
 ) -> None:
-    """Retention once more, from the sentence in the documentation and nothing else."""
+    """Retention once more, from the sentence in the documentation and nothing else.
+
+    `keep`: revisions that have a tag which never expires.
+    """
     expired = {
         (seq, tag)
         for seq, (time, tags, _) in oracle.items()
@@ -206,7 +213,7 @@ def consult(
     }
     for seq, tag in expired:
         oracle[seq][1].discard(tag)
-    stay = {max(oracle), max((seq for seq, item in oracle.items() if item[2]), default=0)}
+    stay = {*keep, max(oracle), max((seq for seq, item in oracle.items() if item[2]), default=-1)}
     for seq in [seq for seq, (_, tags, _) in oracle.items() if not tags and seq not in stay]:
         del oracle[seq]
 
