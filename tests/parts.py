@@ -101,7 +101,6 @@ PARTS = {
     "systemd-analyze": Part(_programs("systemd-analyze"), "apt install systemd"),
     "debugfs": Part(_programs("debugfs", "mkfs.ext4"), "apt install e2fsprogs"),
     "sfdisk": Part(_programs("sfdisk"), "apt install fdisk"),
-    "systemd-analyze": Part(_programs("systemd-analyze"), "apt install systemd"),
     "vm": Part(
         _vm, "apt install qemu-system-x86 busybox-static nbd-client cpio; make setup; amd64 only"
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,14 +35,15 @@ class _Seconds(click.ParamType[float]):
 
 SECONDS = _Seconds()
 
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-_SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
-
 
 def parse_size(text: str) -> int | None:
     """Bytes from `512`, `20G`, `20GiB` (units of 1024); None when it is no such thing."""
-    found = _SIZE.fullmatch(text)
-    return int(found[1]) << _UNITS[found[2].upper()] if found else None
+    from backyfs.config import size
+
+    try:
+        return size.parse_size(text)
+    except UsageError:
+        return None
 
 
 class _Scratch(click.ParamType[tuple[Path, int | None]]):

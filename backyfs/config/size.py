@@ -8,13 +8,13 @@ from fractions import Fraction
 from backyfs.errors import UsageError
 
 _UNITS = ("", "K", "M", "G", "T", "P")
-_FORM = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,6})?) ?([KMGTP]?)(?:i?B)?", re.ASCII)
+_FORM = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,6})?) ?([KMGTP]?)(?:i?B)?", re.ASCII | re.IGNORECASE)
 
 
 def parse_size(value: str | int) -> int:
     """Bytes, at least 1; UsageError when `value` is no number of bytes."""
     found = _FORM.fullmatch(str(value).strip())
-    count = int(Fraction(found[1]) * 1024 ** _UNITS.index(found[2])) if found else 0
+    count = int(Fraction(found[1]) * 1024 ** _UNITS.index(found[2].upper())) if found else 0
     if isinstance(value, bool) or count < 1:
         raise UsageError(
             f"{value!r} is no number of bytes", hint="write it like 65536, 512K, 50M or 1.5G"

@@ -14,7 +14,6 @@ import logging
 import os
 import resource
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from backyfs import notify
 from backyfs.allocator import keep_freed_blocks
 from backyfs.errors import TargetError
 from backyfs.mount.handlers import Handlers
@@ -190,20 +190,10 @@ async def _announce(options: Options, ready: Callable[[], None]) -> None:
         await trio.to_thread.run_sync(os.stat, options.mountpoint, abandon_on_cancel=True)
         log.info("mounted", {"base": options.base, "mountpoint": options.mountpoint})
         ready()
-        _notify_systemd()
+        notify.tell(notify.READY)
     if patience.cancelled_caught:
         log.error("the tree does not answer", {"mountpoint": options.mountpoint})
         pyfuse3.terminate()
-
-
-def _notify_systemd() -> None:
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
-        ):
-            notify.sendto(b"READY=1", "\0" + address[1:] if address[0] == "@" else address)
 
 
 async def _end_on_signal(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import resource
 import signal
 import socket
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import trio
 
+from backyfs import notify
 from backyfs.allocator import keep_freed_blocks
 from backyfs.errors import TargetError
 from backyfs.nbd.exports import Exports
@@ -125,7 +125,7 @@ async def _serve(
             places = [shown(sock) for sock in sockets]
             log.info("listening", {"on": ", ".join(places)})
             ready(places)
-            _notify_systemd("READY=1")
+            notify.tell(notify.READY)
         nursery.cancel_scope.cancel()
     log.info("stopped")
 
@@ -137,7 +137,7 @@ async def _stop_on_signal(
         task_status.started()
         async for number in signals:
             log.info("stopping", {"signal": signal.Signals(number).name})
-            _notify_systemd("STOPPING=1")
+            notify.tell(notify.STOPPING)
             server.stop()
 
 
@@ -145,13 +145,3 @@ async def _sweep(images: OpenImages) -> None:
     while True:
         await trio.sleep(_SWEEP_S)
         await trio.to_thread.run_sync(images.sweep)
-
-
-def _notify_systemd(state: str) -> None:
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
-        ):
-            notify.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)

@@ -14,12 +14,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-"""The units of systemd: it has nothing to say against them."""
-
-from __future__ import annotations
-
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -159,22 +153,3 @@ def test_options_of_the_unit(environment: dict[str, str], tmp_path: Path) -> Non
         assert (tmp_path / "mnt/vm/latest/disk.rw.img").read_bytes() == DATA
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-from tests.parts import require
-
-UNITS = sorted((Path(__file__).parents[2] / "contrib/systemd").iterdir())
-
-
-@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
-def test_verify(unit: Path, tmp_path: Path) -> None:
-    require("systemd-analyze", "verifies the units")
-    # The program must exist where the unit says; here it is the one of this environment.
-    program = Path(sys.executable).with_name("backyfs")
-    copy = tmp_path / unit.name
-    copy.write_text(unit.read_text().replace("/usr/bin/backyfs", str(program)))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", copy],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr.strip()) == (0, "")

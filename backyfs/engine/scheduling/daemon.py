@@ -13,8 +13,9 @@ from functools import partial
 
 import trio
 
+from backyfs import notify
 from backyfs.config.site import Settings, Site
-from backyfs.engine.scheduling import notify, state
+from backyfs.engine.scheduling import state
 from backyfs.engine.scheduling.console import Actions, Console
 from backyfs.engine.scheduling.processes import Processes
 from backyfs.engine.scheduling.scheduler import Scheduler
@@ -63,7 +64,7 @@ class _Daemon:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._obey_signals)
             nursery.start_soon(self._listen, self._scheduler.site.settings)
-            nursery.start_soon(notify.keep_alive)
+            nursery.start_soon(_keep_alive)
             nursery.start_soon(self._write_status)
             log.info("scheduler started", {"jobs": len(self._scheduler.site.jobs)})
             notify.tell(notify.READY)
@@ -149,6 +150,14 @@ class _Daemon:
         except OSError as exc:
             log.warning("status not written", {"reason": exc.strerror or str(exc)})
         notify.status(_summary(scheduler))
+
+
+async def _keep_alive() -> None:
+    """Give systemd signs of life while trio's loop turns, twice as often as it wants them."""
+    interval_s = notify.watchdog_s()
+    while interval_s:
+        notify.tell(notify.WATCHDOG)
+        await trio.sleep(interval_s / 2)
 
 
 def _summary(scheduler: Scheduler) -> str:

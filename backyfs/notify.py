@@ -1,4 +1,4 @@
-"""Telling systemd how the service is (sd_notify): one datagram per message, nothing if unasked."""
+"""Telling systemd how a service is (sd_notify): one datagram per message, nothing if unasked."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import contextlib
 import os
 import socket
 import time
-
-import trio
 
 READY = "READY=1"
 STOPPING = "STOPPING=1"
@@ -22,8 +20,7 @@ def tell(*lines: str) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.connect(address)
-        sender.sendall("\n".join(lines).encode())
+        sender.sendto("\n".join(lines).encode(), address)
 
 
 def reloading() -> None:
@@ -43,11 +40,3 @@ def watchdog_s() -> float:
     if not usec.isdecimal() or (pid and pid != str(os.getpid())):
         return 0.0
     return int(usec) / 1e6
-
-
-async def keep_alive() -> None:
-    """Give signs of life, twice as often as they are wanted: while trio's loop turns."""
-    interval_s = watchdog_s()
-    while interval_s:
-        tell(WATCHDOG)
-        await trio.sleep(interval_s / 2)
