@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
 from backyfs.cli import describe, options, output
 from backyfs.cli.session import Session
-from backyfs.config import Schedule, read_job
-from backyfs.errors import UsageError
+from backyfs.config import Job, Schedule, read_job
+from backyfs.errors import ConfigError, UsageError
 from backyfs.model import DEFAULT_DISK, Consistency, Extent, Trust, disk_name
 from backyfs.store.record import Record, State
 from backyfs.store.repository import Repository
@@ -74,7 +75,7 @@ def command(
     names = _split(tags) or due(job.schedule, repository, datetime.now(UTC))
     _refuse_vm_names(repository, names, job.schedule, force)
     lists = _change_lists(repository, changes)
-    source = registry.make(job.source_type, job.settings)
+    source = registry.make(job.source_type, {**job.settings, **_secrets(session, repository, job)})
     if limit := rate_limit or job.rate_limit:
         source = ThrottledSource(source, Rate(limit))
     with session.logging(repository), showing(session, progress, as_json=as_json) as shown:
@@ -91,6 +92,20 @@ def command(
             progress=shown,
         )
     _report(session, repository, record, as_json)
+
+
+def _secrets(session: Session, repository: Repository, job: Job) -> dict[str, Any]:
+    """Settings that the job's file leaves out, from the configuration of all jobs. ConfigError."""
+    if not job.secrets:
+        return {}
+    known = session.site().jobs.get(repository.name)
+    found = {name: known.job.settings.get(name) for name in job.secrets} if known else {}
+    if missing := [name for name in job.secrets if found.get(name) is None]:
+        raise ConfigError(
+            f"{session.config}: the job {repository.name!r} has no {missing[0]!r}",
+            hint="it is left out of the VM's directory; name the configuration with -c",
+        )
+    return found
 
 
 def _report(session: Session, repository: Repository, record: Record, as_json: bool) -> None:

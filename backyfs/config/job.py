@@ -25,6 +25,7 @@ SIZE_MAX = 1 << 20
 """Bytes of the largest file that is read at all."""
 
 _SECRET = re.compile(r"(password|passphrase|secret|token|credential)s?\Z", re.IGNORECASE)
+_KEYS = ("source", "schedule", "rate-limit", "secrets", "path")
 _HEADER = "# What is backed up here, and how often. See: backyfs init --help\n"
 
 
@@ -32,22 +33,33 @@ class Job(NamedTuple):
     """A VM's source and schedule; `settings` are the source's own keys, as plain values.
 
     `rate_limit` bounds what a backup reads from the source, in bytes per second (0: no bound).
+    `secrets`: settings that are left out here and stand in the site's configuration only.
     """
 
     source_type: str
     settings: Mapping[str, Any]
     schedule: Schedule = DAILY
     rate_limit: int = 0
+    secrets: tuple[str, ...] = ()
+
+    def without_secrets(self) -> Job:
+        """The job as its file may hold it: of settings that look like secrets, only the names."""
+        names = tuple(sorted(key for key in self.settings if _SECRET.search(key)))
+        settings = {key: value for key, value in self.settings.items() if key not in names}
+        return self._replace(settings=settings, secrets=names)
 
 
 def read_job(path: Path) -> Job:
     """The job in the file `path`; ConfigError names everything that is wrong with it."""
     hint = "nothing says what to back up; run: backyfs init"
     document = load(path, bytes_max=SIZE_MAX, what="job", hint=hint)
-    keys = document.mapping(document.root, "the file", ("source", "schedule", "rate-limit", "path"))
+    keys = document.mapping(document.root, "the file", _KEYS)
     job = job_of(document, document.root, keys, BUILT_IN)
+    secrets = document.plain(keys["secrets"]) if "secrets" in keys else []
+    if not isinstance(secrets, list) or not all(isinstance(name, str) for name in secrets):
+        document.problem(keys["secrets"], "secrets must be a list of names")
     document.finish()
-    return job
+    return replace(job, secrets=tuple(secrets))
 
 
 def job_of(
@@ -137,6 +149,8 @@ def _dumped(path: Path, job: Job) -> str:
     }
     if job.rate_limit:
         value["rate-limit"] = format_size(job.rate_limit)
+    if job.secrets:
+        value["secrets"] = list(job.secrets)
     try:
         text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
         document = Document(text, str(path))

@@ -86,3 +86,18 @@ def test_a_rate_limit(vm: Vm) -> None:
     backyfs("-b", vm.directory, "backup", "--rate-limit", "1G", "daily")
     said = refused("-b", vm.directory, "backup", "--rate-limit", "fast", "daily", code=2)
     assert "'fast' is no number of bytes" in said
+
+
+def test_a_secret_stays_in_the_configuration_of_all_jobs(vm: Vm, tmp_path: Path) -> None:
+    """No built-in source has one yet: the source refuses a key it does not know, once it has it."""
+    config = vm.directory / "config"
+    config.write_text(config.read_text() + "secrets: [token]\n")
+    site = tmp_path / "backy.conf"
+    site.write_text("jobs: {other: {source: {type: file, filename: /x}}}\n")
+    said = backyfs("-c", site, "-b", vm.directory, "backup", "daily", code=2).err
+    assert "the job 'web01' has no 'token'" in said
+    site.write_text(
+        f"jobs: {{web01: {{source: {{type: file, filename: {vm.image}, token: x}}}}}}\n"
+    )
+    said = backyfs("-c", site, "-b", vm.directory, "backup", "daily", code=2).err
+    assert "unknown key 'token'" in said

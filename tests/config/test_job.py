@@ -237,3 +237,13 @@ def test_a_secret_is_not_written(tmp_path: Path, key: str) -> None:
 def test_yaml_is_not_loaded_before_it_is_needed() -> None:
     code = "import sys, backyfs.config; sys.exit('yaml' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_secrets_can_be_left_out_by_name(tmp_path: Path) -> None:
+    whole = Job("flyingcircus", {"pool": "rbd", "consul_acl_token": "hush"}, HOURLY)
+    public = whole.without_secrets()
+    assert public.settings == {"pool": "rbd"}
+    assert public.secrets == ("consul_acl_token",)
+    write_job(tmp_path / "config", public)
+    assert "hush" not in (tmp_path / "config").read_text()
+    assert read_job(tmp_path / "config") == public

@@ -141,6 +141,8 @@ class _Daemon:
     def _save(self) -> None:
         """Write status and memory; a full disk must not end the daemon."""
         scheduler = self._scheduler
+        if not all(job.known for job in scheduler.jobs.values()):
+            return  # nothing is said of a job whose repository was not looked at
         try:
             state.write_status(scheduler.site.settings.status_path, scheduler.jobs.values())
             memories = {name: memory.encode() for name, memory in scheduler.memories().items()}

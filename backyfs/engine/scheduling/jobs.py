@@ -21,6 +21,7 @@ FAST, SLOW = "fast", "slow"
 class Status(StrEnum):
     """What a job does; the words are Backy's."""
 
+    STARTING = "reading repository"
     WAITING = "waiting for deadline"
     QUEUED_FAST = "waiting for worker slot (fast)"
     QUEUED_SLOW = "waiting for worker slot (slow)"
@@ -49,7 +50,7 @@ class Job:
         self.memory = memory
         self.history = History()
         self.quarantined = 0
-        self.status = Status.WAITING
+        self.status = Status.STARTING
         self.removed = False
         self.forced = False
         self._world = world
@@ -58,7 +59,7 @@ class Job:
         self.started = 0.0
         self._waiting = trio.CancelScope()
         self._offset = planning.offset_s(config.name, config.schedule)
-        self._known = False
+        self.known = False
         self._hold = 0.0
         if not memory.first_seen:
             memory.first_seen = world.wall()
@@ -137,8 +138,8 @@ class Job:
         wall, steady = self._world.wall(), self._world.steady()
         self.history = observe(self.history, contents.revisions, steady=steady, wall=wall)
         self.quarantined = contents.quarantined
-        if not self._known:
-            self._known = True
+        if not self.known:
+            self.known = True
             if self._plan(wall).at <= wall:
                 self._hold = steady + planning.catch_up_s(self.name, self.config.schedule)
 

@@ -44,7 +44,7 @@ def _row(
     try:
         job.learn(contents_of(site.directory(config.name)))
     except BackyfsError as exc:
-        job.memory.reason, status = exc.message, UNREADABLE
+        job.known, job.memory.reason, status = True, exc.message, UNREADABLE
     found = state.row(job)
     if status != UNREADABLE:
         status = str(live["status"]) if fresh and live else "not scheduled"

@@ -196,10 +196,11 @@ def _prepare(directory: Path, job: SiteJob) -> None:
             directory.parent.mkdir(parents=True, exist_ok=True)
             Repository.create(directory, job.store)
             log.info("repository made", {"job": job.name, "directory": str(directory)})
+        wanted = job.job.without_secrets()
         with contextlib.suppress(ConfigError):
-            if read_job(path) == job.job:
+            if read_job(path) == wanted:
                 return
-        write_job(path, job.job)
+        write_job(path, wanted)
     except OSError as exc:
         kind = NoSpace if exc.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
         raise kind(f"cannot prepare {directory}: {exc.strerror or exc}") from exc

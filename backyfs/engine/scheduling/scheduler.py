@@ -178,6 +178,8 @@ class Scheduler:
         if outcome.code == 0:
             job.succeeded()
             job.rest()
+            assert last is not None
+            log.info("backed up", {"job": job.name, "revision": last.id, "seconds": last.seconds})
             job.give_slot()
             self.lanes[0].request(job, Kind.PURGE)
             await self._world.call_back(job.config)
@@ -203,6 +205,7 @@ class Scheduler:
         try:
             job.learn(await self._world.contents(job.config))
         except BackyfsError as exc:
+            job.known = True
             log.warning("repository cannot be read", {"job": job.name, "reason": exc.message})
 
     def _tell(self, job: Job, outcome: Outcome) -> None:

@@ -31,7 +31,7 @@ OK, TOO_OLD = "OK", "TOO OLD"
 def row(job: Job) -> dict[str, Any]:
     """What is known of a job, as plain values; the keys are those of Backy, and ours."""
     last, plan = job.history.last, job.next()
-    overdue = round(job.overdue_s(), 1)
+    overdue = round(job.overdue_s(), 1) if job.known else 0.0
     return {
         "job": job.name,
         "sla": TOO_OLD if overdue else OK,
