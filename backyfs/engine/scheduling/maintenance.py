@@ -41,6 +41,8 @@ class Lane:
         self._due: dict[tuple[str, Kind], float] = {}
         self._agenda: list[tuple[float, int, Job, Kind]] = []
         self._changed = trio.Event()
+        self._resized = trio.Event()
+        self._turn = trio.Lock()
 
     def add(self, job: Job) -> None:
         """Put a new job on the agenda, at times that follow from its name and its past."""
@@ -63,25 +65,36 @@ class Lane:
             return
         self._settings = settings
         self.pool.resize(settings.worker_limit)
+        self._resized.set()
         self._agenda.clear()
         self._due.clear()
         for job in jobs.values():
             self.add(job)
 
     async def run(self) -> None:
-        """Carry the agenda out, for ever."""
+        """Carry the agenda out, for ever: as many workers as there may be slots."""
         async with trio.open_nursery() as nursery:
+            workers = 0
             while True:
-                await self.pool.take(0.0)
+                for _ in range(workers, self.pool.limit):
+                    nursery.start_soon(self._work)
+                workers = max(workers, self.pool.limit)
+                self._resized = trio.Event()
+                await self._resized.wait()
+
+    async def _work(self) -> None:
+        """Do one thing after the other, each in a slot: there may be fewer slots than workers."""
+        while True:
+            async with self._turn:
                 job, kind = await self._next()
-                nursery.start_soon(self._in_slot, job, kind)
+            async with self.pool.slot(0.0):
+                await self._carry_out(job, kind)
 
     async def _next(self) -> tuple[Job, Kind]:
         """Wait for the first of the agenda to be due, and take it off."""
         while True:
             wait = self._agenda[0][0] - self._world.steady() if self._agenda else float("inf")
             if wait > 0:
-                self._changed = trio.Event()
                 with trio.move_on_after(max(0.001, wait)):
                     await self._changed.wait()
                 continue
@@ -91,12 +104,6 @@ class Lane:
             if not job.running:
                 return job, kind
             self._put(BUSY_WAIT_S, job, kind)
-
-    async def _in_slot(self, job: Job, kind: Kind) -> None:
-        try:
-            await self._carry_out(job, kind)
-        finally:
-            self.pool.give()
 
     async def _carry_out(self, job: Job, kind: Kind) -> None:
         command = self._command(job, kind)
@@ -133,6 +140,7 @@ class Lane:
         self._due[job.name, kind] = at
         heapq.heappush(self._agenda, (at, next(self._order), job, kind))
         self._changed.set()
+        self._changed = trio.Event()
 
 
 def _last(job: Job, kind: Kind) -> float:

@@ -69,6 +69,8 @@ class Vm:
     """A VM of the simulation: what is stored, what ever was, and what the oracle still has."""
 
     kept: list[tuple[int, Revision]] = field(default_factory=list)
+    revisions: list[Revision] = field(default_factory=list)
+    """The same, without the numbers."""
     made: list[float] = field(default_factory=list)
     """Steady times of the good revisions, when they were begun."""
     oracle: dict[int, tuple[float, set[str], bool]] = field(default_factory=dict)
@@ -114,7 +116,7 @@ class World:
         pass
 
     async def contents(self, job: SiteJob) -> Contents:
-        return Contents([revision for _, revision in self.vms[job.name].kept])
+        return Contents(self.vms[job.name].revisions)
 
     async def call_back(self, job: SiteJob) -> None:
         self.called_back += 1
@@ -125,7 +127,8 @@ class World:
             self.commands.append(command)
         if command.kind is Kind.BACKUP:
             return await self._back_up(command)
-        await trio.sleep(self.random.uniform(1, 60) if self.random.random() < 0.1 else 0)
+        if self.random.random() < 0.1:
+            await trio.sleep(self.random.uniform(1, 60))
         if command.kind is Kind.PURGE:
             self._purge(command.job)
         return Outcome(0)
@@ -158,7 +161,8 @@ class World:
     def _add(self, vm: Vm, time: float, tags: tuple[str, ...], seconds: float) -> None:
         self._seq += 1
         good = self.random.random() > 0.02
-        vm.kept.append((self._seq, Revision(str(self._seq), time, tags, seconds, good)))
+        vm.revisions.append(Revision(str(self._seq), time, tags, seconds, good))
+        vm.kept.append((self._seq, vm.revisions[-1]))
         vm.oracle[self._seq] = (time, set(tags), good)
 
     def _purge(self, job: SiteJob) -> None:
@@ -187,6 +191,7 @@ class World:
             for seq, r in vm.kept
             if not made[r.id].remove
         ]
+        vm.revisions = [revision for _, revision in vm.kept]
 
 
 def consult(
