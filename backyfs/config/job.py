@@ -59,7 +59,7 @@ def read_job(path: Path) -> Job:
     if not isinstance(secrets, list) or not all(isinstance(name, str) for name in secrets):
         document.problem(keys["secrets"], "secrets must be a list of names")
     document.finish()
-    return replace(job, secrets=tuple(secrets))
+    return job._replace(secrets=tuple(secrets))
 
 
 def job_of(
