@@ -209,3 +209,11 @@ def test_two_thousand_jobs(tmp_path: Path) -> None:
         for n in range(2000)
     )
     assert len(site(tmp_path, f"jobs:\n{jobs}\n", sources=True).jobs) == 2000
+
+
+def test_the_example_of_the_documentation_is_a_configuration(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/scheduling.md").read_text().split("## 1.")[1]
+    lines = [line[4:] for line in text.split("| key")[0].splitlines() if line.startswith("    ")]
+    found = site(tmp_path, "\n".join(lines) + "\n", sources=True)
+    assert list(found.jobs) == ["web01", "db01"]
+    assert found.jobs["db01"].job.rate_limit == 50 << 20

@@ -16,7 +16,10 @@ from typing import Any
 from backyfs.store.repository import Repository
 from tests.cli.program import PROGRAM, environment
 
-PATIENCE_S = 60.0
+FULL = os.environ.get("BACKYFS_REAL_RUN") == "full"
+"""Whether the real run takes ten minutes instead of half a one."""
+
+PATIENCE_S = 300.0 if FULL else 60.0
 
 
 def free_port() -> int:

@@ -19,7 +19,7 @@ import pytest
 
 from backyfs.store.repository import Repository
 from tests.cli.program import backyfs, environment, refused
-from tests.engine.scheduling.daemons import PATIENCE_S, Site, eventually
+from tests.engine.scheduling.daemons import FULL, PATIENCE_S, Site, eventually
 from tests.filesystems import MIB, mounted
 from tests.parts import require
 
@@ -233,15 +233,18 @@ def test_it_tells_systemd(site: Site, tmp_path: Path) -> None:
             assert process.wait(30) == 0
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800 if FULL else 300)
 def test_a_real_run(tmp_path: Path) -> None:
-    """Every two seconds a backup of each VM; meanwhile all that happens to a server."""
+    """Every few seconds a backup of each VM; meanwhile all that happens to a server.
+
+    BACKYFS_REAL_RUN=full: thirty VMs and one-minute intervals.
+    """
     require("loop", "a disk that gets full")
-    with mounted("ext4", tmp_path, 60 * MIB) as disk:
+    with mounted("ext4", tmp_path, 200 * MIB if FULL else 60 * MIB) as disk:
         site = Site(tmp_path, disk / "srv")
-        for n in range(5):
+        for n in range(30 if FULL else 5):
             site.add(f"vm{n}")
-        site.write()
+        site.write("60s" if FULL else "2s")
         with site.scheduler() as process:
             eventually(lambda: site.have_grown(dict.fromkeys(site.vms, 0)), site.counts)
             for _ in range(3):  # workers die
