@@ -191,6 +191,7 @@ class Job:
 
     def clock_was_set(self, by_s: float) -> None:
         """Keep the distance of what was to happen; wake up and plan anew."""
+        self.memory.first_seen += by_s
         if self.memory.retry_at:
             self.memory.retry_at += by_s
         self.wake()

@@ -264,3 +264,21 @@ async def test_verification_and_scrub_have_their_own_slot(clock: JumpingClock) -
     assert 140 <= world.calls[Kind.SCRUB] <= 180
     scrubs = [command for command in world.commands if command.kind is Kind.SCRUB]
     assert scrubs[0].arguments == ("--budget", "600")
+
+
+@pytest.mark.parametrize("jump", [-DAY, 400 * DAY])
+async def test_a_clock_that_is_set_before_the_first_backup(
+    clock: JumpingClock, jump: float
+) -> None:
+    world = World()
+    names = {f"vm{n}": DAILY for n in range(50)}
+    async with running(Scheduler(site(names), world, clock_poll_s=30)) as scheduler:
+        await trio.sleep(60)
+        made = len(world.starts)
+        world.jump += jump
+        await trio.sleep(HOUR)
+        assert len(world.starts) - made < 12
+        assert not any(job.overdue_s() for job in scheduler.jobs.values())
+        await trio.sleep(1.1 * DAY)
+        assert all(vm.made for vm in world.vms.values())
+        assert len(world.vms) == 50

@@ -26,7 +26,7 @@ WEEKLY: Schedule = {"weekly": Rule(7 * 86_400, 5), "monthly": Rule(30 * 86_400, 
 def _schedule(number: int) -> Schedule:
     if number in (50, 150):
         return HOURLY
-    return WEEKLY if number % 4 == 2 else DAILY
+    return WEEKLY if number % 2 == 0 else DAILY
 
 
 def _seconds(name: str, rng: random.Random) -> float:
@@ -69,15 +69,15 @@ def clock() -> JumpingClock:
 @pytest.mark.timeout(900)
 async def test_a_large_site_for_a_long_time(clock: JumpingClock) -> None:
     schedules = {f"vm{n}": _schedule(n) for n in range(VMS)}
-    world = World(seconds=_seconds, fails=_fails, purge_every=5 if FULL else 1)
+    world = World(seconds=_seconds, fails=_fails, purge_every=10 if FULL else 1)
     begin = trio.current_time()
     down = await live(world, site(schedules, workers=4), _stretches())
     end = trio.current_time()
 
     assert sorted(world.vms) == sorted(schedules)
     assert world.running_max <= 8
-    assert world.compared > VMS * DAYS / (20 if FULL else 2)
-    assert world.called_back > VMS * DAYS * 0.6
+    assert world.compared > VMS * DAYS / (40 if FULL else 2)
+    assert world.called_back > VMS * DAYS * 0.45
 
     # The load is spread, once all jobs have a history (chance is large where jobs are few).
     bin_hours = 1 if FULL else 6
