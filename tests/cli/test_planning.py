@@ -101,3 +101,12 @@ def test_a_secret_stays_in_the_configuration_of_all_jobs(vm: Vm, tmp_path: Path)
     )
     said = backyfs("-c", site, "-b", vm.directory, "backup", "daily", code=2).err
     assert "unknown key 'token'" in said
+
+
+def test_a_dry_run_says_of_each_revision_why(vm: Vm) -> None:
+    lines = backyfs("-b", vm.directory, "purge", "--dry-run").out.splitlines()
+    assert lines[0] == (
+        f"keep {vm.ids[0]}: daily: one of the newest 10; weekly: one of the newest 5"
+    )
+    assert lines[1] == f"keep {vm.ids[1]}: manual:before upgrade never expires"
+    assert lines[2].endswith("daily: one of the newest 10; kept as the newest good revision")
