@@ -78,7 +78,11 @@ async def back_up(
         begun = repository.begin(intent, base.record, time=now())
         async with in_thread(begun) as staging:
             backup = _Backup(repository.name, staging, base, changes or {}, progress)
-            return await backup.run(source, checked, verify)
+            record = await backup.run(source, checked, verify)
+        with trio.CancelScope(shield=True):
+            noting = partial(repository.note_usage, "backup", record, time=now())
+            await trio.to_thread.run_sync(noting)
+        return record
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,7 @@ async def _copy_revision(
             await _check(staging, source, record, progress)
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(_publish, target, staging, record, state)
+        await trio.to_thread.run_sync(target.note_usage, "copy")
 
 
 def _parent(target: Repository) -> Record | None:

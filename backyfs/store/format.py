@@ -128,6 +128,15 @@ class Format(Protocol):
         `records` are all records of the repository: everything is readable (fails closed).
         """
 
+    def occupied(self, records: Sequence[Record]) -> int:
+        """Bytes on the medium behind these records (all of the repository), shared ones once."""
+
+    def exclusive(self, records: Sequence[Record]) -> Mapping[str, int]:
+        """By revision, the bytes that would be freed if it alone were removed.
+
+        `records` are all of the repository, by seq. Corrupt where that cannot be told.
+        """
+
     def fsck(self, records: list[Record]) -> Iterable[str]:
         """Violated invariants of the files behind these records, in words; reads structure."""
 

@@ -238,6 +238,14 @@ def read_exactly(fd: int, length: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
+def allocated(path: Path) -> int:
+    """Bytes of the blocks a file takes on the medium; 0 when it is gone."""
+    try:
+        return os.stat(path).st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
 def forget_pages(fd: int, offset: int = 0, length: int = 0) -> None:
     """Tell the page cache that a range (default: the file) will not be read again."""
     with contextlib.suppress(OSError):

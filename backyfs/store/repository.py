@@ -10,8 +10,9 @@ Safe from many threads, except that `Staging` belongs to one task.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time as clock
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,9 +27,12 @@ from backyfs.store.fs import SYSTEM, Fs, publish
 from backyfs.store.identity import COW, PACKS, Identity, read_identity
 from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, TEMPORARY_SUFFIX, Layout, owner
 from backyfs.store.ledger import Ledger
+from backyfs.store.meter import Meter, Reading
 from backyfs.store.quarantine import Quarantine
 from backyfs.store.record import Record, State
 from backyfs.store.staging import Staging
+
+log = logging.getLogger(__name__)
 
 STRAY_AGE_S = 24 * 3600.0
 """Unowned files younger than this are left alone: another host's rsync may be at work."""
@@ -89,6 +93,7 @@ class Repository:
         self.place = Place(self.layout, identity.uuid, fs, self.quarantine)
         self.format = _format(identity.store, self.place)
         self.ledger = Ledger(self.layout, fs)
+        self.meter = Meter(path)
 
     @classmethod
     def open(cls, path: Path, *, fs: Fs = SYSTEM) -> Repository:
@@ -283,6 +288,8 @@ class Repository:
                 if not self.layout.record(revision).exists():
                     raise NoRevision(f"{self.name}: no revision {revision}")
                 self._remove(revision, force, unless, result)
+        if result.removed:
+            self.note_usage("remove")
         return result
 
     def _remove(
@@ -335,7 +342,48 @@ class Repository:
                 strays = [] if dry_run else self._remove_strays()
             total = _added(total, step, len(strays))
             if not step.more or dry_run:
-                return total
+                break
+        if not dry_run:
+            self.note_usage("gc")
+        return total
+
+    # Usage
+
+    def occupied(self) -> int:
+        """Bytes the stored data takes on the medium, what revisions share counted once."""
+        return self.format.occupied(self.revisions())
+
+    def exclusive(self) -> Mapping[str, int]:
+        """By revision, the bytes that would be freed if it alone were removed. Corrupt."""
+        return self.format.exclusive(self.revisions())
+
+    def note_usage(
+        self, event: str, made: Record | None = None, *, time: datetime | None = None
+    ) -> None:
+        """Read the meter: what is held from now on, and what the event (a backup) has moved.
+
+        Never raises: what was done is done, whether or not it can be noted.
+        """
+        try:
+            newest = next(reversed(self.revisions()), None)
+            reading = Reading(
+                time or datetime.now(UTC),
+                event,
+                stored=self._metered(made),
+                logical=newest.size if newest else 0,
+                read=made.stats.read if made else 0,
+                written=made.stats.stored if made else 0,
+                revision=made.id if made else "",
+            )
+        except (OSError, BackyfsError) as exc:
+            log.warning("usage is not noted", {"event": event, "reason": str(exc)})
+        else:
+            self.meter.note(reading)
+
+    def _metered(self, made: Record | None) -> int:
+        """What is held now. In cow that is a look at all images: not for every backup."""
+        last = self.meter.last() if made and self.store == COW else None
+        return last.stored + made.stats.stored if last and made else self.occupied()
 
     def _fail_closed(self) -> None:
         for revision, error in self.unreadable().items():

@@ -28,6 +28,7 @@ import pytest
 from backyfs.errors import BackyfsError
 from backyfs.extents import whole_frames
 from backyfs.model import FRAME, Consistency, Extent
+from backyfs.store import meter
 from backyfs.store.contract import Buffer, DiskWriter
 from backyfs.store.fs import SYSTEM, Fs
 from backyfs.store.packs.image import PackImage
@@ -369,11 +370,13 @@ def killed(operation: Operation, n: int) -> bool:
 
 
 def listing(path: Path) -> dict[str, bytes]:
-    """Every file below `path` with its bytes, except what locks are taken on."""
+    """Every file below `path` with its bytes, except what locks are taken on, and the meter."""
     return {
         str(found.relative_to(path)): found.read_bytes()
         for found in path.rglob("*")
-        if found.is_file() and found.name not in ("lock", "lock.meta")
+        if found.is_file()
+        and found.name not in ("lock", "lock.meta")
+        and found.parent != path / meter.DIRECTORY
     }
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from backyfs.store.cow.files import Files
 from backyfs.store.cow.image import CowImage
 from backyfs.store.digest import frame_count
 from backyfs.store.format import GcReport, Place, Stage
+from backyfs.store.fs import allocated
 from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, TEMPORARY_SUFFIX
 from backyfs.store.quarantine import WHOLE
 from backyfs.store.record import DiskRecord, Record
@@ -88,7 +88,7 @@ class CowFormat:
         paths = sorted({path for record in records for path in self._named(record)})
         if not dry_run:
             self._forget_gone({path.name.removesuffix(".img") for path in paths})
-        return GcReport(files=len(paths), stored_bytes=sum(_allocated(path) for path in paths))
+        return GcReport(files=len(paths), stored_bytes=sum(allocated(path) for path in paths))
 
     def _named(self, record: Record) -> Iterator[Path]:
         for disk in record.disks.values():
@@ -98,6 +98,34 @@ class CowFormat:
         for bad in self._place.quarantine.bad():
             if bad.unit not in units:
                 self._place.quarantine.clear(bad)
+
+    def occupied(self, records: Sequence[Record]) -> int:
+        from backyfs.store.cow import occupancy
+
+        return sum(occupancy.occupied(row) for row in self._rows(records))
+
+    def exclusive(self, records: Sequence[Record]) -> Mapping[str, int]:
+        from backyfs.store.cow import occupancy
+
+        own = dict.fromkeys((record.id for record in records), 0)
+        named: dict[Path, list[str]] = {}
+        for record in records:
+            for path in self._named(record):
+                named.setdefault(path, []).append(record.id)
+        for row in self._rows(records):
+            for before, path, after in zip([None, *row], row, [*row[1:], None], strict=False):
+                if len(named[path]) == 1:
+                    own[named[path][0]] += occupancy.exclusive(path, before, after)
+        return own
+
+    def _rows(self, records: Sequence[Record]) -> list[list[Path]]:
+        """Per disk and kind of file, the different files in order of the revisions."""
+        rows: dict[tuple[str, str], dict[Path, None]] = {}
+        for record in records:
+            for disk in record.disks.values():
+                for path in self.files(disk):
+                    rows.setdefault((disk.name, path.suffix), {})[path] = None
+        return [list(row) for row in rows.values()]
 
     def fsck(self, records: list[Record]) -> Iterator[str]:
         seen: dict[str, tuple[str, DiskRecord]] = {}
@@ -128,10 +156,3 @@ class CowFormat:
 def _alike(one: DiskRecord, other: DiskRecord) -> bool:
     mine = (one.name, one.size, one.digest, dict(one.files))
     return mine == (other.name, other.size, other.digest, dict(other.files))
-
-
-def _allocated(path: Path) -> int:
-    try:
-        return os.stat(path).st_blocks * 512
-    except FileNotFoundError:
-        return 0

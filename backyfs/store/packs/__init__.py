@@ -4,7 +4,8 @@
 - extents: the map of a disk, which frame is stored where; codec: frames and patches
 - library: the packs of a repository, read; image: a disk of a revision (StoredImage)
 - writer: a revision in the making (DiskWriter); heal: good frames in the place of damaged ones
-- reach: what maps rest on; gc: freeing what none does; rewrite: packs written anew
+- reach: what maps rest on; occupancy: what only one revision needs; gc: freeing what none does
+- rewrite: packs written anew
 - fsck: the invariants
 - strategy: the Format
 """

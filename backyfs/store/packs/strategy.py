@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from backyfs.errors import Corrupt, NoRevision
 from backyfs.extents import merged
 from backyfs.model import FRAME, Extent
 from backyfs.store.format import GcReport, Place, Stage
+from backyfs.store.fs import allocated
 from backyfs.store.layout import owner
 from backyfs.store.packs.extents import ExtentMap
 from backyfs.store.packs.image import PackImage, load_map, map_path
@@ -166,6 +167,35 @@ class PacksFormat:
                 if path not in seen:
                     seen.add(path)
                     yield self._map(disk)
+
+    def occupied(self, records: Sequence[Record]) -> int:
+        """Blocks of all packs and maps; what gc has not freed yet is among them."""
+        maps = {path for record in records for d in record.disks.values() for path in self.files(d)}
+        with contextlib.suppress(FileNotFoundError):
+            maps |= set(self._place.layout.packs.iterdir())
+        return sum(map(allocated, maps))
+
+    def exclusive(self, records: Sequence[Record]) -> Mapping[str, int]:
+        """Frames (what gc would free at once or later) and maps that no other revision needs."""
+        from backyfs.store.packs import occupancy
+
+        naming: dict[Path, list[int]] = {}
+        named: dict[Path, DiskRecord] = {}
+        for number, record in enumerate(records[: occupancy.OWNERS_MAX], 1):
+            for disk in record.disks.values():
+                path = map_path(self._place, disk.files)
+                naming.setdefault(path, []).append(number)
+                named[path] = disk
+        with self.holding():
+            maps = ((numbers, self._map(named[path])) for path, numbers in naming.items())
+            frames = occupancy.exclusive(self._library, maps)
+        own = dict.fromkeys((record.id for record in records), 0)
+        for number, size in frames.items():
+            own[records[number - 1].id] += size
+        for path, numbers in naming.items():
+            if len(numbers) == 1:
+                own[records[numbers[0] - 1].id] += path.stat().st_size
+        return own
 
     def fsck(self, records: list[Record]) -> Iterator[str]:
         """See packs.fsck. Maps that cannot be read are reported by the structure check."""
