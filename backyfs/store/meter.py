@@ -86,7 +86,7 @@ class Meter:
         return next(self._backwards(self._files()), None)
 
     def readings(self, since: datetime, until: datetime) -> list[Reading]:
-        """The last one not after `since`, then all before `until`, in the order of time.
+        """The last one before `since`, then all before `until`, in the order of time.
 
         Opens the files of these months, and as many before them as it takes to find that one.
         """
@@ -95,7 +95,7 @@ class Meter:
         for reading in self._backwards(files):
             if reading.time < until:
                 found.append(reading)
-            if reading.time <= since:
+            if reading.time < since:
                 break
         found.reverse()  # so that those of the same time stay in order
         return sorted(found, key=lambda reading: reading.time)
