@@ -100,6 +100,7 @@ PARTS = {
     "telnet": Part(_programs("telnet"), "apt install inetutils-telnet"),
     "systemd-analyze": Part(_programs("systemd-analyze"), "apt install systemd"),
     "debugfs": Part(_programs("debugfs", "mkfs.ext4"), "apt install e2fsprogs"),
+    "promtool": Part(_programs("promtool"), "apt install prometheus"),
     "sfdisk": Part(_programs("sfdisk"), "apt install fdisk"),
     "vm": Part(
         _vm, "apt install qemu-system-x86 busybox-static nbd-client cpio; make setup; amd64 only"

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIREMENTS = ["requirements-build.txt", "requirements.txt", "requirements-dev.txt"]
-MODULES = {"pyyaml": "yaml"}
+MODULES = {"prometheus-client": "prometheus_client", "pyyaml": "yaml"}
 
 
 def _names(requirements: list[str]) -> set[str]:

@@ -68,6 +68,8 @@ COMMANDS = {
     "jobs": "List all jobs: last and next backup, and whether they keep their SLA.",
     "simulate": "Show what a schedule keeps over a year.",
     "check-config": "Read the configuration of all jobs and say what is wrong with it.",
+    "check": "Say whether every VM is backed up within its SLA (for monitoring).",
+    "usage": "Report what VMs and tenants store and move: what to bill.",
     "doctor": "Say what this host can do, what is missing and how to get it.",
     "completion": "Print the completion script for a shell.",
     "help": "Explain a command or a topic.",
@@ -181,12 +183,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: list[str]) -> int:
     try:
-        with program.make_context("backyfs", args) as ctx:
+        with _context(args) as ctx:
             code = program.invoke(ctx)
     except click.exceptions.Exit as exit_:
         code = exit_.exit_code
     sys.stdout.flush()  # here, where a reader that went away is still an error we handle
     return code if isinstance(code, int) else 0
+
+
+def _context(args: list[str]) -> click.Context:
+    """The global options, parsed. For `check` even a wrong one must not look like an answer."""
+    try:
+        return program.make_context("backyfs", list(args))
+    except click.UsageError as error:
+        if "check" in args:
+            from backyfs.cli.check import give_up
+
+            give_up(error)
+        raise
 
 
 if __name__ == "__main__":

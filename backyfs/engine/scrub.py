@@ -1,6 +1,6 @@
 """Scrub: over many short runs, reads every stored frame once, oldest revision first.
 
-Where it was is kept in `scrub.json` of the repository, so that a run goes on where the last one
+Where it was is kept (scrub_position.py), so that a run goes on where the last one
 stopped, for whatever reason. Bad frames go into quarantine; nothing else is changed, and no writer
 is waited for. Revisions that come or go between runs do no harm: what a later revision shares
 with one that has been read is not read again in the same pass.
@@ -14,7 +14,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
-from typing import Any
 
 import trio
 
@@ -23,33 +22,14 @@ from backyfs.engine.coverage import Share, shares
 from backyfs.engine.pipeline import run_jobs
 from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
+from backyfs.engine.scrub_position import Position, position, save
 from backyfs.engine.verification import Checked, check_jobs
-from backyfs.errors import Corrupt
 from backyfs.model import Extent
-from backyfs.store import lock
 from backyfs.store.format import Damage
-from backyfs.store.fs import publish
-from backyfs.store.layout import TEMPORARY_SUFFIX
-from backyfs.store.record import parse_time, sealed, timestamp, unsealed
 from backyfs.store.repository import Repository
 
-STATE_NAME = "scrub.json"
 SAVE_EVERY = 128
 """Batches of 2 MiB between two saves of the position."""
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """How far the present pass is: all before `offset` of `disk` in revision `seq` was read.
-
-    `seq` -1: a pass begins. `finished`: when the last complete pass ended.
-    """
-
-    seq: int = -1
-    disk: str = ""
-    offset: int = 0
-    started: datetime | None = None
-    finished: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,41 +63,6 @@ async def scrub(
     )
 
 
-def position(repository: Repository) -> Position:
-    """Where the present pass is; its beginning when nothing (readable) is known of it."""
-    path = repository.path / STATE_NAME
-    try:
-        value = unsealed(path.read_bytes(), str(path))
-        return Position(
-            seq=int(value["seq"]),
-            disk=str(value["disk"]),
-            offset=int(value["offset"]),
-            started=_time(value["started"]),
-            finished=_time(value["finished"]),
-        )
-    except (FileNotFoundError, Corrupt, KeyError, TypeError, ValueError):
-        return Position()
-
-
-def _time(text: Any) -> datetime | None:
-    return parse_time(text) if text else None
-
-
-def _save(repository: Repository, at: Position) -> None:
-    value = {
-        "seq": at.seq,
-        "disk": at.disk,
-        "offset": at.offset,
-        "started": timestamp(at.started) if at.started else None,
-        "finished": timestamp(at.finished) if at.finished else None,
-    }
-    path = repository.path / STATE_NAME
-    with lock.meta(repository.layout.meta_lock):
-        for stray in path.parent.glob(f"{STATE_NAME}.*{TEMPORARY_SUFFIX}"):
-            repository.fs.unlink(stray)  # of a scrub that was killed: nobody else is in here
-        publish(path, sealed(value), repository.fs)
-
-
 class _Run:
     def __init__(
         self,
@@ -140,7 +85,7 @@ class _Run:
                     return
         self.complete = True
         self.position = Position(finished=self._now())
-        await trio.to_thread.run_sync(_save, self._repository, self.position)
+        await trio.to_thread.run_sync(save, self._repository, self.position)
 
     def _ahead(self) -> int:
         row = shares(self._repository, self._repository.revisions())
@@ -173,7 +118,7 @@ class _Run:
                 self.position = replace(
                     self.position, seq=share.record.seq, disk=share.disk, offset=offset
                 )
-                await trio.to_thread.run_sync(_save, self._repository, self.position)
+                await trio.to_thread.run_sync(save, self._repository, self.position)
             if len(read) < len(batches):
                 return False
         return True

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from backyfs.errors import Busy, Corrupt
 from backyfs.store.fs import SYSTEM, Fs
-from backyfs.store.record import sealed, timestamp, unsealed
+from backyfs.store.record import parse_time, sealed, timestamp, unsealed
 
 _POLL_S = 0.01
 _META_WAIT_S = 30.0
@@ -138,3 +138,56 @@ def holder(path: Path) -> str:
     except (OSError, Corrupt):
         return "another process"
     return f"process {value.get('pid')} on {value.get('host')} since {value.get('start')}"
+
+
+class Held:
+    """Which files are locked at this moment, as the kernel tells: looking takes no lock itself.
+
+    Locks of this host only; nothing where there is no /proc/locks.
+    """
+
+    def __init__(self, table: str) -> None:
+        self._modes: dict[tuple[int, int], set[str]] = {}
+        self._anywhere: dict[int, set[str]] = {}
+        for line in table.splitlines():
+            fields = line.split()
+            if "->" not in fields and len(fields) >= 6 and fields[1] == "FLOCK":
+                major, minor, inode = fields[5].split(":")
+                device = os.makedev(int(major, 16), int(minor, 16))
+                self._modes.setdefault((device, int(inode)), set()).add(fields[3])
+                self._anywhere.setdefault(int(inode), set()).add(fields[3])
+
+    @classmethod
+    def now(cls) -> Held:
+        """As it is now."""
+        try:
+            return cls(Path("/proc/locks").read_text())
+        except OSError:
+            return cls("")
+
+    def _of(self, path: Path) -> set[str]:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return set()
+        # Where many trees share a file system (btrfs), the table has another device number.
+        if os.major(status.st_dev) == 0:
+            return self._anywhere.get(status.st_ino, set())
+        return self._modes.get((status.st_dev, status.st_ino), set())
+
+    def exclusively(self, path: Path) -> bool:
+        """Whether somebody writes under this lock."""
+        return "WRITE" in self._of(path)
+
+    def shared(self, path: Path) -> bool:
+        """Whether somebody reads under this lock."""
+        return "READ" in self._of(path)
+
+
+def begun(path: Path) -> tuple[str, datetime] | None:
+    """The revision that the writer's lock file says is being made, and since when."""
+    try:
+        value = unsealed(path.read_bytes(), str(path))
+        return str(value["revision"]), parse_time(str(value["start"]))
+    except (OSError, Corrupt, KeyError, ValueError):
+        return None

@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from backyfs.engine.backup import back_up
-from backyfs.engine.scrub import STATE_NAME, Position, position, scrub
+from backyfs.engine.scrub import scrub
+from backyfs.engine.scrub_position import STATE_NAME, Position, position
 from backyfs.model import FRAME
 from backyfs.store.repository import Repository
 from tests.engine.checks import damage_frame, flip

@@ -1,0 +1,167 @@
+"""`backyfs check` as a monitoring plug-in: one line, performance data, exit codes, metrics."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from backyfs.store.repository import Repository
+from tests.cli.conftest import Vm
+from tests.cli.program import PROGRAM, Done, backyfs, environment
+from tests.parts import require
+
+# 'label'=value[UOM];[warn];[crit];[min];[max], as the guidelines for plug-ins have it
+PERFORMANCE = re.compile(
+    r"(?:'[^'=]+'|[^\s'=]+)=-?[0-9.]+(?:s|ms|us|%|[KMGT]?B|c)?"
+    r"(?:;[0-9.:~@-]*){0,2}(?:;-?[0-9.]*){0,2}"
+)
+
+
+def held_to_the_guidelines(done: Done) -> str:
+    """The text of the first line, of which everything else is checked."""
+    first, *more = done.out.splitlines()
+    text, _, performance = first.partition(" | ")
+    status = text.partition(":")[0]
+    assert {"OK": 0, "WARNING": 1, "CRITICAL": 2, "UNKNOWN": 3}[status] == done.code
+    labels = []
+    for item in performance.split():
+        assert PERFORMANCE.fullmatch(item), item
+        labels.append(item.partition("=")[0][:19])
+    assert len(set(labels)) == len(labels)
+    assert not any("|" in line for line in more)
+    assert len(done.out) < 8192
+    return text
+
+
+@pytest.fixture
+def config(vm: Vm, tmp_path: Path) -> Path:
+    path = tmp_path / "backy.conf"
+    path.write_text(
+        f"global: {{base-dir: {vm.directory.parent}}}\n"
+        "jobs:\n"
+        f"  web01: {{tenant: acme, source: {{type: file, filename: {vm.image}}}}}\n"
+    )
+    return path
+
+
+def check(config: Path, *more: str | Path, code: int | None = 0) -> Done:
+    return backyfs("-c", config, "check", "--ignore", "disk", *more, code=code)
+
+
+def test_all_is_well(config: Path) -> None:
+    done = check(config)
+    text = held_to_the_guidelines(done)
+    assert text.startswith("OK: 1 job within SLA, newest ")
+    assert done.out.count("\n") == 1
+    assert done.err == ""
+    assert check(config, "-c", config).code == 0, "also where Backy has its -c"
+
+
+def test_late(config: Path, tmp_path: Path) -> None:
+    with open(config, "a") as stream:
+        for number in range(30):
+            stream.write(f"  vm{number:02}: {{source: {{type: file, filename: /x}}}}\n")
+    os.utime(config, times=(1_600_000_000,) * 2)
+    done = check(config, code=2)
+    text = held_to_the_guidelines(done)
+    assert text.startswith("CRITICAL: 30 of 31 jobs not within SLA")
+    assert "late=30;0;0;0" in done.out
+    assert "CRITICAL vm00: has never had a good backup" in done.out
+    assert done.out.splitlines()[-1] == "and 10 more: backyfs check --json has all"
+    value = check(config, "--json", code=2).json
+    assert len(value["findings"]) == 30
+    assert [job["sla"] for job in value["jobs"]].count("TOO OLD") == 30
+    assert value["jobs"][0]["tenant"] == "acme"
+
+
+def test_a_warning(config: Path, vm: Vm) -> None:
+    backyfs("-b", vm.directory, "distrust", "-r", "first", "--why", "no | pipe")
+    done = check(config, code=1)
+    assert "distrusted" in held_to_the_guidelines(done)
+    assert check(config, "--ignore", "distrusted").code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "--nonsense"],
+        ["check", "--ignore", "nonsense"],
+        ["check", "--data"],
+        ["--nonsense", "check"],
+        ["-c", "/nonexistent.conf", "check"],
+    ],
+)
+def test_its_own_failures_are_unknown(arguments: list[str], tmp_path: Path) -> None:
+    done = backyfs("-b", tmp_path, *arguments, code=3)
+    assert held_to_the_guidelines(done).startswith("UNKNOWN: ")
+
+
+def test_a_broken_configuration_is_unknown(config: Path) -> None:
+    config.write_text(config.read_text() + "jbos: {}\n")
+    done = check(config, code=3)
+    assert "did you mean 'jobs'" in held_to_the_guidelines(done)
+
+
+def test_a_crash_is_unknown(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import backyfs.engine.check as c\ndef broken(*a, **k): raise RuntimeError('odd')\n"
+        "c.check = broken\n"
+    )
+    done = subprocess.run(
+        [PROGRAM, "-c", config, "check"],
+        env=environment(PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert done.stdout.startswith("UNKNOWN: a bug: RuntimeError: odd")
+    assert "Traceback" in done.stderr
+
+
+def test_without_a_configuration_of_all(vm: Vm, tmp_path: Path) -> None:
+    nowhere = tmp_path / "none.conf"
+    for directory in (vm.directory, vm.directory.parent):
+        done = backyfs("-c", nowhere, "-b", directory, "check", "--ignore", "disk")
+        assert done.out.startswith("OK: 1 job within SLA")
+
+
+def test_no_data_is_opened_and_nothing_locked(tmp_path: Path, vm: Vm) -> None:
+    """So it takes little time however much is stored, and is in nobody's way."""
+    strace = require("strace", "sees which files are opened")
+    trace = tmp_path / "trace"
+    command = [strace, "-f", "-qq", "-e", "trace=openat,flock", "-o", trace, PROGRAM]
+    command += ["-c", tmp_path / "none", "-b", vm.directory, "check"]
+    subprocess.run(list(map(str, command)), check=False, capture_output=True, env=environment())
+    lines = trace.read_text()
+    assert ".json" in lines
+    assert ".map" not in lines
+    assert ".pack" not in lines
+    assert "flock(" not in lines
+
+
+def test_metrics(config: Path, vm: Vm, tmp_path: Path) -> None:
+    promtool = require("promtool", "checks the metrics")
+    Repository.create(vm.directory.parent / "old")
+    path = tmp_path / "backyfs.prom"
+    check(config, "--metrics", path, code=1)
+    text = path.read_text()
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=text, text=True, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert 'backyfs_job_sla_seconds{job="web01",tenant="acme"} 129600.0' in text
+    assert 'backyfs_job_revisions{job="web01",tenant="acme",trust="trusted"} 3.0' in text
+    assert "backyfs_unmanaged_directories 1.0" in text
+    assert re.search(r'backyfs_backup_read_bytes_total\{job="web01",tenant="acme"\} [1-9]', text)
+    assert re.search(r'backyfs_job_stored_bytes\{job="web01",tenant="acme"\} [1-9]', text)
+    assert all("2026" not in label for label in re.findall(r"\{(.*?)\}", text))
+
+
+def test_metrics_that_cannot_be_written(config: Path, tmp_path: Path) -> None:
+    done = check(config, "--metrics", tmp_path / "missing" / "x.prom", code=3)
+    assert held_to_the_guidelines(done).startswith("UNKNOWN: cannot write metrics")

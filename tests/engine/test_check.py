@@ -1,0 +1,256 @@
+"""The check of all jobs: every finding, its severity, and nothing where all is well."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from backyfs.config import DAILY, HOURLY, Job
+from backyfs.config.site import Settings, Site, SiteJob
+from backyfs.engine.check import Check, check
+from backyfs.engine.health import Severity
+from backyfs.engine.scrub_position import Position, save
+from backyfs.model import Consistency, Trust
+from backyfs.store.quarantine import Bad
+from backyfs.store.record import Draft, Record
+from backyfs.store.repository import Repository
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+class Base:
+    """A base directory with jobs, and the check over it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path.parent / "backy.conf"
+        self.config.write_text("")
+        os.utime(self.config, times=((NOW - 30 * DAY).timestamp(),) * 2)
+        self.jobs: dict[str, SiteJob] = {}
+
+    def job(self, name: str, *ages: timedelta, hourly: bool = False) -> Repository:
+        """A job with revisions of these ages."""
+        schedule = HOURLY if hourly else DAILY
+        self.jobs[name] = SiteJob(name, Job("file", {"filename": "/x"}, schedule))
+        repository = Repository.create(self.path / name, "packs")
+        for age in ages:
+            revise(repository, age)
+        return repository
+
+    def check(self, *ignore: str, now: datetime = NOW) -> Check:
+        site = Site(self.config, Settings(base_dir=self.path), jobs=self.jobs)
+        return check(site, ignore=ignore, now=now)
+
+    def kinds(self, *ignore: str, now: datetime = NOW) -> list[tuple[str, str]]:
+        found = self.check(*ignore, now=now).findings
+        return [(f.severity.name, f.kind) for f in found if f.kind != "disk"]
+
+
+def revise(
+    repository: Repository,
+    age: timedelta,
+    consistency: Consistency = Consistency.CRASH,
+    tags: tuple[str, ...] = ("daily",),
+) -> Record:
+    records = repository.revisions()
+    with (
+        repository.writing() as intent,
+        repository.begin(intent, records[-1] if records else None, time=NOW - age) as staging,
+    ):
+        staging.disk("disk", 70_000).write(0, os.urandom(70_000))
+        return staging.commit(Draft(consistency, tags=tags))
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Base:
+    (tmp_path / "srv").mkdir()
+    return Base(tmp_path / "srv")
+
+
+def test_all_is_well(base: Base) -> None:
+    base.job("web01", 30 * HOUR, 2 * HOUR)
+    base.job("db01", 1 * HOUR, hourly=True)
+    result = base.check("disk")
+    assert result.findings == []
+    assert result.severity is Severity.OK
+    assert [job.late for job in result.jobs] == [False, False]
+
+
+def test_late_is_older_than_one_and_a_half_intervals(base: Base) -> None:
+    base.job("web01", 36 * HOUR)
+    base.job("db01", 90 * timedelta(minutes=1), hourly=True)
+    assert base.kinds() == []
+    assert base.kinds(now=NOW + timedelta(seconds=1)) == [("CRITICAL", "late")] * 2
+
+
+def test_what_was_never_backed_up_is_late_after_its_first_slot(base: Base) -> None:
+    base.job("web01")
+    assert base.kinds() == []
+    assert base.kinds(now=NOW + 37 * HOUR) == [("CRITICAL", "late")]
+
+
+def test_a_job_without_a_repository(base: Base) -> None:
+    base.job("web01")
+    shutil.rmtree(base.path / "web01")
+    assert base.kinds() == [("CRITICAL", "late")], "the configuration is 30 days old"
+    os.utime(base.config)
+    assert base.kinds() == []
+
+
+@pytest.mark.parametrize(
+    ("consistency", "trust", "kind"),
+    [
+        (Consistency.TORN, Trust.TRUSTED, "torn"),
+        (Consistency.CRASH, Trust.DISTRUSTED, "distrusted"),
+    ],
+)
+def test_a_bad_revision_is_no_backup(
+    base: Base, consistency: Consistency, trust: Trust, kind: str
+) -> None:
+    repository = base.job("web01", 30 * HOUR)
+    record = revise(repository, 1 * HOUR, consistency)
+    repository.update_state(record.id, lambda state: replace(state, trust=trust))
+    assert base.kinds() == [("WARNING", kind)]
+    assert base.kinds(now=NOW + 8 * HOUR) == [("CRITICAL", "late"), ("WARNING", kind)]
+    assert base.kinds(kind) == []
+
+
+def test_torn_ones_before_a_good_one_do_not_count(base: Base) -> None:
+    repository = base.job("web01", 50 * HOUR)
+    revise(repository, 30 * HOUR, Consistency.TORN)
+    revise(repository, 1 * HOUR)
+    assert base.kinds() == []
+
+
+def test_quarantine_and_files_that_are_gone(base: Base) -> None:
+    repository = base.job("web01", 30 * HOUR, 1 * HOUR)
+    newest = repository.revisions()[-1]
+    bad = Bad(f"{newest.id}-0", 0)
+    repository.quarantine.add(bad, "test")
+    assert ("WARNING", "damaged") in base.kinds()
+    assert base.check().jobs[0].good == repository.revisions()[0]
+    repository.quarantine.clear(bad)
+    assert base.kinds() == []
+    (repository.layout.revisions / f"{newest.id}.disk.map").unlink()
+    assert base.kinds() == [("WARNING", "damaged")]
+    assert base.check().jobs[0].good == repository.revisions()[0]
+
+
+def test_an_unreadable_record(base: Base) -> None:
+    repository = base.job("web01", 30 * HOUR, 1 * HOUR)
+    path = repository.layout.record(repository.revisions()[0].id)
+    path.chmod(0o600)
+    path.write_text("{}")
+    assert base.kinds() == [("WARNING", "unreadable")]
+
+
+def test_a_repository_that_cannot_be_read(base: Base) -> None:
+    repository = base.job("web01", 1 * HOUR)
+    repository.layout.identity.chmod(0o600)
+    repository.layout.identity.write_text("{}")
+    assert base.kinds() == [("CRITICAL", "repository")]
+
+
+def test_a_time_in_the_future_is_no_backup(base: Base) -> None:
+    repository = base.job("web01", 40 * HOUR, -3 * DAY)
+    assert base.kinds() == [("CRITICAL", "late"), ("WARNING", "clock")]
+    revise(repository, 1 * HOUR)
+    assert base.kinds() == [("WARNING", "clock")]
+
+
+def test_a_clock_that_went_back(base: Base) -> None:
+    base.job("web01", 1 * HOUR, 20 * HOUR)
+    assert base.kinds() == [("WARNING", "clock")]
+
+
+def test_data_nobody_looked_at(base: Base) -> None:
+    repository = base.job("web01", 61 * DAY, 1 * HOUR)
+    repository.update_state(
+        repository.revisions()[0].id, lambda s: replace(s, tags=("manual:keep",))
+    )
+    assert base.kinds() == [("WARNING", "unverified")]
+    save(repository, Position(finished=NOW - DAY))
+    result = base.check("disk")
+    assert result.findings == []
+    assert result.jobs[0].checked == NOW - DAY
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    with open(path, "rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        yield
+
+
+def test_readers_that_keep_what_expired(base: Base) -> None:
+    repository = base.job("web01", *(age * DAY for age in range(40, 0, -1)))
+    expired = repository.revisions()[0]
+    repository.remove([r.id for r in repository.revisions()[1:20]])
+    for kept in repository.revisions()[1:]:
+        repository.update_state(kept.id, lambda s: replace(s, tags=("daily", "manual:x")))
+    path = repository.format.lockable(expired.disks["disk"])
+    now = NOW + 12 * HOUR
+    assert base.kinds(now=now) == [("WARNING", "unpurged")]
+    with reading(path):
+        assert base.kinds(now=now) == [("WARNING", "readers")]
+    repository.remove([expired.id])
+    assert base.kinds(now=now) == []
+
+
+def test_a_running_backup_is_seen_and_disturbed_by_nothing(base: Base) -> None:
+    repository = base.job("web01", 40 * HOUR)
+    with repository.writing() as intent:
+        intent.write("20261121T220112Z-0001")
+        assert base.kinds() == [("WARNING", "late")]
+        assert base.check().jobs[0].running is not None
+        assert base.kinds(now=NOW + 60 * HOUR) == [("CRITICAL", "late")], "it runs for too long"
+    assert base.check().jobs[0].running is None
+
+
+def test_the_status_of_a_daemon(base: Base) -> None:
+    base.job("web01", 1 * HOUR)
+    status = base.path / "status"
+    status.write_text("[]")
+    assert base.kinds(now=datetime.now(UTC)) == []
+    os.utime(status, times=(time.time() - 400,) * 2)
+    assert base.kinds(now=datetime.now(UTC)) == [("CRITICAL", "status")]
+    os.utime(status, times=(time.time() + 4000,) * 2)
+    assert base.kinds(now=datetime.now(UTC)) == [("WARNING", "clock")]
+
+
+def test_directories_without_a_job(base: Base) -> None:
+    base.job("web01", 1 * HOUR)
+    for name in ("old", "older"):
+        Repository.create(base.path / name, "packs")
+    (base.path / "lost+found").mkdir()
+    result = base.check()
+    assert list(result.unmanaged) == ["old", "older"]
+    assert ("WARNING", "unmanaged") in base.kinds()
+
+
+def test_a_full_disk(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    base.job("web01", 1 * HOUR)
+    real = os.statvfs(base.path)
+    for percent, severity in ((89, "OK"), (91, "WARNING"), (96, "CRITICAL")):
+        free = real.f_blocks * (100 - percent) // 100
+        values = list(real)
+        values[4] = free
+        monkeypatch.setattr(os, "statvfs", lambda path, v=tuple(values): os.statvfs_result(v))
+        assert base.check().severity.name == severity
+
+
+def test_no_base_directory(base: Base) -> None:
+    base.job("web01")
+    shutil.rmtree(base.path)
+    assert {kind for _, kind in base.kinds()} == {"late"}
+    assert any(f.kind == "disk" for f in base.check().findings)
