@@ -6,7 +6,7 @@ opens no map. What costs more is asked only where something is known to be wrong
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum
@@ -18,7 +18,7 @@ from backyfs.engine.scrub_position import position
 from backyfs.errors import BackyfsError
 from backyfs.model import Consistency, Trust
 from backyfs.store import lock
-from backyfs.store.record import Record, parse_time
+from backyfs.store.record import Record, State, parse_time
 from backyfs.store.repository import Repository
 
 SLA_FACTOR = 1.5
@@ -130,9 +130,10 @@ def examine(expected: Expected, now: datetime, held: lock.Held) -> JobHealth:
 
 
 def _examine(health: JobHealth, repository: Repository, now: datetime, held: lock.Held) -> None:
-    records = repository.revisions()
-    states = {record.id: repository.state(record) for record in records}
-    candidates = [Candidate(record, states[record.id]) for record in records]
+    there = {path.name for path in repository.layout.revisions.iterdir()}
+    entries = repository.ledger.entries()
+    records = sorted((r for r in entries.values() if isinstance(r, Record)), key=lambda r: r.seq)
+    candidates = [Candidate(record, _state(repository, record, there)) for record in records]
     for candidate in candidates:
         health.by_trust[candidate.state.trust] += 1
     health.newest = records[-1] if records else None
@@ -140,12 +141,12 @@ def _examine(health: JobHealth, repository: Repository, now: datetime, held: loc
         at_work = lock.begun(repository.layout.lock)
         health.running = at_work[1] if at_work else None
     health.bad_frames = len(repository.quarantine.bad())
-    damaged = _damaged(repository, records, any_bad=health.bad_frames > 0)
+    damaged = set(repository.damage()) if health.bad_frames else _incomplete(records, there)
     candidates = [Candidate(c.record, c.state, c.record.id in damaged) for c in candidates]
     _judge_clock(health, records, now)
     _judge_revisions(health, candidates, now)
     _judge_age(health, now, created=_time(repository.identity.created))
-    for revision in repository.unreadable():
+    for revision in sorted(entries.keys() - {record.id for record in records}):
         health.find(Severity.WARNING, "unreadable", f"the record of {revision} cannot be read")
     _judge_data(health, repository, candidates, now)
     _judge_expiry(health, repository, candidates, now, held)
@@ -158,16 +159,19 @@ def _time(text: str) -> datetime | None:
         return None
 
 
-def _damaged(repository: Repository, records: Sequence[Record], *, any_bad: bool) -> set[str]:
-    """Revisions known to be damaged; without bad frames, those whose files are gone."""
-    if any_bad:
-        return set(repository.damage())
-    there = {path.name for path in repository.layout.revisions.iterdir()}
+def _state(repository: Repository, record: Record, there: Collection[str]) -> State:
+    """Most revisions have no state of their own: nothing is opened for those."""
+    name = repository.layout.state(record.id).name
+    return repository.state(record) if name in there else State.of(record)
+
+
+def _incomplete(records: Sequence[Record], there: Collection[str]) -> set[str]:
+    """Revisions that name a file which is not there."""
     return {
         record.id
         for record in records
         for disk in record.disks.values()
-        if not disk.files.keys() <= there
+        if not all(name in there for name in disk.files)
     }
 
 
@@ -249,6 +253,8 @@ def _judge_expiry(
     held: lock.Held,
 ) -> None:
     """Revisions that should have gone a while ago: because of readers, or without a reason."""
+    if not any(decision.remove for decision in decide(now, health.expected.schedule, candidates)):
+        return
     for limit, kind in ((OVERSTAY, "readers"), (UNPURGED, "unpurged")):
         then = now - limit
         known = [c for c in candidates if c.record.time <= then]
