@@ -13,6 +13,13 @@ DEBUG. Where a line came from (the VM) is a context, carried along into trio tas
 Logging never makes an operation fail: a log file that cannot be written is reported once on
 stderr. A file is re-opened when logrotate moved it away. Several processes may append to the same
 file: each line is one write.
+
+With BACKYFS_LOG_FORMAT=json in the environment (the option --log-format sets it, and processes a
+command starts inherit it), files get one JSON object a line instead: `time`, `pid`, `level`, `vm`,
+`logger`, `event`, perhaps `exception`, and the values under their own names.
+
+Where stderr is the systemd journal, it is the log: INFO and above go there, with the priority as
+journald wants it (`<6>`) and without what the journal knows by itself, the time and the process.
 """
 
 from __future__ import annotations
@@ -26,7 +33,7 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from backyfs.errors import ConfigError
 
@@ -38,6 +45,9 @@ _MODE = 0o640
 _vm: ContextVar[str] = ContextVar("vm", default="-")
 _installed: list[logging.Handler] = []
 
+
+FORMAT_VARIABLE = "BACKYFS_LOG_FORMAT"
+FORMATS = ("text", "json")
 
 TOLD = {"told": True}
 """As `extra` of a line: whoever runs the command hears of it anyway, so it is for files only."""
@@ -60,11 +70,12 @@ def configure(
     shut_down()
     level = logging.DEBUG if verbose else logging.INFO
     logging.getLogger(PROGRAM).setLevel(level)
-    stderr = logging.StreamHandler(sys.stderr)
-    usual = logging.INFO if service else logging.WARNING
-    stderr.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else usual)
-    stderr.setFormatter(_Json() if as_json else _Brief())
-    stderr.addFilter(lambda record: not _is_told(record))
+    in_journal = is_journal(sys.stderr)
+    usual = logging.INFO if service or in_journal else logging.WARNING
+    shown = logging.DEBUG if verbose else logging.ERROR if quiet else usual
+    stderr = _stderr(_Journal() if in_journal else _Told() if as_json else _Brief(), shown)
+    if not in_journal:
+        stderr.addFilter(lambda record: not _is_told(record))
     _install(stderr)
     if logfile is not None:
         handler = _File(logfile)
@@ -76,6 +87,27 @@ def configure(
                 hint="name another one with -l, or none",
             ) from exc
         _install(handler)
+
+
+def _stderr(formatter: logging.Formatter, level: int) -> logging.Handler:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(level)
+    handler.setFormatter(formatter)
+    return handler
+
+
+def in_json() -> bool:
+    """Whether log files and the journal get JSON."""
+    return os.environ.get(FORMAT_VARIABLE) == "json"
+
+
+def is_journal(stream: TextIO) -> bool:
+    """Whether a stream leads straight to the systemd journal, which says so in JOURNAL_STREAM."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def shut_down() -> None:
@@ -162,12 +194,52 @@ class _Brief(_Line):
         return "\n| ".join([line, *self._traceback(record)])
 
 
-class _Json(_Brief):
+class _Told(_Brief):
     """For a program that reads our stderr: one JSON value a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record).removeprefix(f"{PROGRAM}: {record.levelname.lower()}: ")
         return json.dumps({"message_type": "warning", "message": text}, ensure_ascii=False)
+
+
+class _Json(logging.Formatter):
+    """One JSON object a line, for programs that read logs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC)
+        value = {
+            "time": f"{time:%Y-%m-%dT%H:%M:%S}.{time.microsecond // 1000:03}Z",
+            "pid": record.process,
+            "level": record.levelname.lower(),
+            "vm": _vm.get() if _vm.get() != "-" else None,
+            "logger": record.name.removeprefix(f"{PROGRAM}."),
+            "event": record.getMessage(),
+        }
+        values: Any = record.args
+        if isinstance(values, Mapping):
+            value |= {key + "_" * (key in value): item for key, item in values.items()}
+        if record.exc_info:
+            value["exception"] = self.formatException(record.exc_info)
+        return json.dumps(value, ensure_ascii=False, default=str)
+
+
+class _Journal(_Line):
+    """`<PRIORITY>VM WHERE MESSAGE key=value …`, the priority on each line of it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if in_json():
+            text = _Json().format(record)
+        else:
+            where = record.name.removeprefix(f"{PROGRAM}.")
+            text = f"{_vm.get()} {where} {_message(record)}"
+            text = "\n| ".join([text, *self._traceback(record)])
+        return "\n".join(f"<{_priority(record)}>{line}" for line in text.split("\n"))
+
+
+def _priority(record: logging.LogRecord) -> int:
+    """As syslog(3) counts them."""
+    levels = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+    return next((number for level, number in levels if record.levelno >= level), 7)
 
 
 def _is_told(record: logging.LogRecord) -> bool:
@@ -185,7 +257,7 @@ class _File(logging.Handler):
         self._path, self._only_vm = path, only_vm
         self._fd: int | None = None
         self._failed = False
-        self.setFormatter(_Line())
+        self.setFormatter(_Json() if in_json() else _Line())
 
     def open(self) -> int:
         """The descriptor of the file that has the name now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -151,3 +152,57 @@ def test_appending_from_two_processes(tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     assert len(lines) == 1000
     assert all(line.endswith("x" * 200) for line in lines)
+
+
+def test_json_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(log.FORMAT_VARIABLE, "json")
+    log.configure(logfile=tmp_path / "log", quiet=True)
+    with log.about("web01"):
+        logger.info("revision published", {"revision": "r1", "time": 5, "path": tmp_path})
+        try:
+            raise ValueError("odd")
+        except ValueError:
+            logger.warning("a\nbug", exc_info=True)
+    first, second = map(json.loads, (tmp_path / "log").read_text().splitlines())
+    assert first.pop("time").endswith("Z")
+    assert first == {
+        "pid": os.getpid(),
+        "level": "info",
+        "vm": "web01",
+        "logger": "engine.backup",
+        "event": "revision published",
+        "revision": "r1",
+        "time_": 5,
+        "path": str(tmp_path),
+    }
+    assert second["event"] == "a\nbug"
+    assert "ValueError: odd" in second["exception"]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_the_journal_gets_priorities(tmp_path: Path, form: str) -> None:
+    """A file in the place of the journal's socket: what counts is that JOURNAL_STREAM names it."""
+    program = (
+        "import logging; from backyfs import log\n"
+        "log.configure(); logger = logging.getLogger('backyfs.engine.backup')\n"
+        "with log.about('web01'):\n"
+        "    logger.debug('no'); logger.info('done', {'n': 1}); logger.warning('hm')\n"
+        "    try: 1 / 0\n"
+        "    except ZeroDivisionError: logger.exception('a bug')\n"
+    )
+    path = tmp_path / "journal"
+    with open(path, "wb") as stream:
+        status = os.fstat(stream.fileno())
+        env = os.environ | {
+            "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}",
+            log.FORMAT_VARIABLE: form,
+        }
+        subprocess.run([sys.executable, "-c", program], stderr=stream, env=env, check=True)
+    lines = path.read_text().splitlines()
+    assert [line[:3] for line in lines[:3]] == ["<6>", "<4>", "<3>"]
+    assert all(line.startswith("<3>") for line in lines[2:])
+    if form == "text":
+        assert lines[0] == "<6>web01 engine.backup done n=1"
+        assert lines[3].startswith("<3>| ")
+    else:
+        assert json.loads(lines[0][3:])["n"] == 1

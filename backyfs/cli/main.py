@@ -149,6 +149,13 @@ class Program(click.Group):
     type=click.Path(path_type=Path, readable=False),
     help="Log file of commands that write (default: backy.log in the VM's directory).",
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    envvar="BACKYFS_LOG_FORMAT",
+    show_envvar=True,
+    help="How lines in log files look: text for people (default) or one JSON object each.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.version_option(__version__, prog_name="backyfs", message="%(prog)s %(version)s")
@@ -158,12 +165,15 @@ def program(
     backup_dir: Path,
     config: Path,
     logfile: Path | None,
+    log_format: str | None,
     verbose: bool,
     quiet: bool,
 ) -> None:
     """Back up the disks of virtual machines; restore and browse every revision of them."""
     if os.environ.get("NO_COLOR"):
         ctx.color = False
+    if log_format is not None:
+        os.environ["BACKYFS_LOG_FORMAT"] = log_format  # also for the processes we start
     ctx.obj = Session(backup_dir, config, logfile, verbose, quiet)
 
 

@@ -92,3 +92,12 @@ def test_a_vm_that_may_not_be_looked_at_hides_no_other(
     first, second = json.loads(capsys.readouterr().out)["vms"]
     assert (first["vm"], "error" in first) == ("secret", True)
     assert second["revisions"] == 3
+
+
+def test_json_logs_on_request(vm: Vm) -> None:
+    before = (vm.directory / "backy.log").read_text()
+    backyfs("--log-format", "json", "-b", vm.directory, "backup", "manual:x")
+    backyfs("-b", vm.directory, "backup", "manual:x", BACKYFS_LOG_FORMAT="json")
+    lines = (vm.directory / "backy.log").read_text().removeprefix(before).splitlines()
+    events = [json.loads(line)["event"] for line in lines]
+    assert events.count("revision published") == 2
