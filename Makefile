@@ -7,7 +7,11 @@ PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 BENCH_ARGS ?=
 
-.PHONY: help setup demo test lint format bench man lock clean
+# Where `make install-docs` puts manual pages and completion: PREFIX=/usr for a package, with DESTDIR.
+PREFIX ?= /usr/local
+SHARE = $(DESTDIR)$(PREFIX)/share
+
+.PHONY: help setup demo test lint format bench man install-docs lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +22,7 @@ help:
 	@echo "make format  let ruff format the code"
 	@echo "make bench   measure against plain tools and other backup programs"
 	@echo "make man     manual pages, in man/"
+	@echo "make install-docs   manual pages and shell completion, to PREFIX=$(PREFIX)"
 	@echo "make lock    pin the dependencies anew (needs uv)"
 	@echo "make clean   remove what these made"
 
@@ -54,6 +59,16 @@ bench:
 man:
 	@contrib/setup.sh run test
 	$(BIN)/python contrib/manpages.py man
+
+install-docs:
+	$(BIN)/python contrib/manpages.py man
+	install -d $(SHARE)/man/man1 $(SHARE)/man/man5 $(SHARE)/bash-completion/completions \
+		$(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	install -m 644 man/*.1 $(SHARE)/man/man1
+	install -m 644 man/*.5 $(SHARE)/man/man5
+	$(BIN)/backyfs completion bash >$(SHARE)/bash-completion/completions/backyfs
+	$(BIN)/backyfs completion zsh >$(SHARE)/zsh/site-functions/_backyfs
+	$(BIN)/backyfs completion fish >$(SHARE)/fish/vendor_completions.d/backyfs.fish
 
 # Pins for Python 3.11 and newer, with hashes and without naming a registry.
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header

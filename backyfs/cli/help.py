@@ -6,23 +6,13 @@ import click
 
 from backyfs.cli import hints, output
 from backyfs.cli.main import COMMANDS, program
+from backyfs.cli.manual import exit_table
 
-EXIT_CODES = """\
-  0  done
-  1  failed
-  2  wrong usage, or something that would lose data was not confirmed
- 10  no repository there, or one this program cannot use
- 11  no such revision or disk
- 12  damaged data
- 13  the source cannot be read
- 14  no space left
- 75  busy: another process is writing to the repository; try again or give --wait
-130  stopped by SIGINT (Ctrl-C)
-141  the reader of stdout went away
-143  stopped by SIGTERM
+EXIT_CODES = f"""\
+{exit_table()}
 
 A revision that could not be made consistent (torn) is no failure: it is recorded and warned of.
-Nothing that failed exits 0."""
+Nothing that failed exits 0. `check` alone answers 0, 1, 2 or 3 as monitoring plug-ins do."""
 
 SPEC = """\
 Which revisions: SPEC

@@ -13,7 +13,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from backyfs.config.schedule import Schedule
-from backyfs.engine.retention import Candidate, decide
+from backyfs.engine.retention import Candidate, Decision, decide
 from backyfs.engine.scrub_position import position
 from backyfs.errors import BackyfsError
 from backyfs.model import Consistency, Trust
@@ -113,6 +113,25 @@ class JobHealth:
         self.findings.append(Finding(severity, kind, self.name, text))
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A revision with all that is judged of it."""
+
+    record: Record
+    state: State
+    damaged: bool
+
+    @property
+    def candidate(self) -> Candidate:
+        """As retention sees it."""
+        return Candidate.of(self.record, self.state, damaged=self.damaged)
+
+    @property
+    def good(self) -> bool:
+        """Whether one could rely on it alone."""
+        return self.candidate.good
+
+
 def examine(expected: Expected, now: datetime, held: lock.Held) -> JobHealth:
     """Look at one VM. Never raises for what is wrong with it: that is a finding."""
     health = JobHealth(expected)
@@ -133,23 +152,24 @@ def _examine(health: JobHealth, repository: Repository, now: datetime, held: loc
     there = {path.name for path in repository.layout.revisions.iterdir()}
     entries = repository.ledger.entries()
     records = sorted((r for r in entries.values() if isinstance(r, Record)), key=lambda r: r.seq)
-    candidates = [Candidate(record, _state(repository, record, there)) for record in records]
-    for candidate in candidates:
-        health.by_trust[candidate.state.trust] += 1
     health.newest = records[-1] if records else None
     if held.exclusively(repository.layout.lock):
         at_work = lock.begun(repository.layout.lock)
         health.running = at_work[1] if at_work else None
     health.bad_frames = len(repository.quarantine.bad())
     damaged = set(repository.damage()) if health.bad_frames else _incomplete(records, there)
-    candidates = [Candidate(c.record, c.state, c.record.id in damaged) for c in candidates]
+    seen = [
+        _Seen(record, _state(repository, record, there), record.id in damaged) for record in records
+    ]
+    for one in seen:
+        health.by_trust[one.state.trust] += 1
     _judge_clock(health, records, now)
-    _judge_revisions(health, candidates, now)
+    _judge_revisions(health, seen, now)
     _judge_age(health, now, created=_time(repository.identity.created))
     for revision in sorted(entries.keys() - {record.id for record in records}):
         health.find(Severity.WARNING, "unreadable", f"the record of {revision} cannot be read")
-    _judge_data(health, repository, candidates, now)
-    _judge_expiry(health, repository, candidates, now, held)
+    _judge_data(health, repository, seen, now)
+    _judge_expiry(health, repository, seen, now, held)
 
 
 def _time(text: str) -> datetime | None:
@@ -185,23 +205,21 @@ def _judge_clock(health: JobHealth, records: Sequence[Record], now: datetime) ->
         health.find(Severity.WARNING, "clock", text)
 
 
-def _judge_revisions(health: JobHealth, candidates: Sequence[Candidate], now: datetime) -> None:
-    good = [c for c in candidates if c.good and c.record.time <= now + CLOCK_SKEW]
+def _judge_revisions(health: JobHealth, seen: Sequence[_Seen], now: datetime) -> None:
+    good = [c for c in seen if c.good and c.record.time <= now + CLOCK_SKEW]
     health.good = good[-1].record if good else None
     after = health.good.seq if health.good else -1
     torn = [
-        c.record
-        for c in candidates
-        if c.record.seq > after and c.record.consistency is Consistency.TORN
+        c.record for c in seen if c.record.seq > after and c.record.consistency is Consistency.TORN
     ]
     if torn:
         text = f"the newest {_count(torn)} torn: the source changed while it was read"
         health.find(Severity.WARNING, "torn", text)
-    distrusted = [c.record for c in candidates if c.state.trust is Trust.DISTRUSTED]
+    distrusted = [c.record for c in seen if c.state.trust is Trust.DISTRUSTED]
     if distrusted:
         text = f"{_count(distrusted)} distrusted, the newest is {distrusted[-1].id}"
         health.find(Severity.WARNING, "distrusted", text)
-    damaged = [c.record for c in candidates if c.damaged]
+    damaged = [c.record for c in seen if c.damaged]
     if damaged or health.bad_frames:
         frames = f" ({health.bad_frames} bad frames in quarantine)" if health.bad_frames else ""
         health.find(Severity.WARNING, "damaged", f"{_count(damaged)} damaged{frames}")
@@ -229,17 +247,17 @@ def _judge_age(health: JobHealth, now: datetime, created: datetime | None) -> No
 
 
 def _judge_data(
-    health: JobHealth, repository: Repository, candidates: Sequence[Candidate], now: datetime
+    health: JobHealth, repository: Repository, seen: Sequence[_Seen], now: datetime
 ) -> None:
     """When the data was last read; a backup that verified itself has read its own."""
-    times = [c.state.verified_at for c in candidates if c.state.verified_at]
+    times = [c.state.verified_at for c in seen if c.state.verified_at]
     finished = position(repository).finished
     times += [finished] if finished else []
     health.checked = max(times, default=None)
     interval = timedelta(seconds=health.expected.verify_interval_s)
-    if not interval or not candidates:
+    if not interval or not seen:
         return
-    since = health.checked or candidates[0].record.time
+    since = health.checked or seen[0].record.time
     if now - since > 2 * interval:
         text = f"stored data was not verified for {in_words(now - since)}"
         health.find(Severity.WARNING, "unverified", text)
@@ -248,18 +266,18 @@ def _judge_data(
 def _judge_expiry(
     health: JobHealth,
     repository: Repository,
-    candidates: Sequence[Candidate],
+    seen: Sequence[_Seen],
     now: datetime,
     held: lock.Held,
 ) -> None:
     """Revisions that should have gone a while ago: because of readers, or without a reason."""
-    if not any(decision.remove for decision in decide(now, health.expected.schedule, candidates)):
+    if not any(decision.remove for decision in _decided(now, health, seen)):
         return
     for limit, kind in ((OVERSTAY, "readers"), (UNPURGED, "unpurged")):
         then = now - limit
-        known = [c for c in candidates if c.record.time <= then]
-        due = {d.revision for d in decide(then, health.expected.schedule, known) if d.remove}
-        over = [c.record for c in candidates if c.record.id in due]
+        known = [c for c in seen if c.record.time <= then]
+        due = {d.revision for d in _decided(then, health, known) if d.remove}
+        over = [c.record for c in seen if c.record.id in due]
         if kind == "readers":
             over = [record for record in over if _is_read(repository, record, held)]
             why = "kept by readers"
@@ -269,6 +287,10 @@ def _judge_expiry(
         if over:
             text = f"{_count(over)} expired for more than {in_words(limit)}, but {why}"
             health.find(Severity.WARNING, kind, text)
+
+
+def _decided(now: datetime, health: JobHealth, seen: Sequence[_Seen]) -> list[Decision]:
+    return decide(now, health.expected.schedule, [one.candidate for one in seen])
 
 
 def _is_read(repository: Repository, record: Record, held: lock.Held) -> bool:
