@@ -8,10 +8,11 @@ JobHealth holds.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from backyfs.config.schedule import Schedule
 from backyfs.config.site import Site
@@ -26,6 +27,7 @@ from backyfs.engine.health import (
 )
 from backyfs.model import is_name
 from backyfs.store import lock, space
+from backyfs.store.record import parse_time
 from backyfs.store.repository import is_repository
 
 STATUS_AGE_MIN = timedelta(minutes=5)
@@ -68,7 +70,8 @@ class Check:
 def check(site: Site, *, ignore: Collection[str] = (), now: datetime | None = None) -> Check:
     """Look at all jobs of a site. Findings of a kind in `ignore` are left out."""
     now = now or datetime.now(UTC)
-    known_since = _changed(site.path)
+    changed = _changed(site.path)
+    rows = _rows(site.settings.status_path)
     verify_s = site.maintenance.verify_interval_s
     expected = [
         Expected(
@@ -77,7 +80,8 @@ def check(site: Site, *, ignore: Collection[str] = (), now: datetime | None = No
             job.schedule,
             job.tenant,
             verify_interval_s=verify_s,
-            known_since=known_since,
+            known_since=_time(rows.get(name, {}).get("first_seen")) or changed,
+            told=rows.get(name, {}),
         )
         for name, job in site.jobs.items()
     ]
@@ -119,6 +123,22 @@ def _looked_at(
 
 
 _RANK = {Severity.CRITICAL: 0, Severity.UNKNOWN: 1, Severity.WARNING: 2, Severity.OK: 3}
+
+
+def _rows(status: Path) -> Mapping[str, Mapping[str, Any]]:
+    """What the scheduler says of jobs, if it keeps (or kept) a status."""
+    if not status.exists():
+        return {}
+    from backyfs.engine.scheduling.state import read_status  # not without one: it imports trio
+
+    return read_status(status)[1]
+
+
+def _time(text: object) -> datetime | None:
+    try:
+        return parse_time(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
 
 
 def _changed(path: Path) -> datetime | None:

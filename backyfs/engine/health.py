@@ -6,11 +6,12 @@ opens no map. What costs more is asked only where something is known to be wrong
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 from backyfs.config.schedule import Schedule
 from backyfs.engine.retention import Candidate, Decision, decide
@@ -59,7 +60,8 @@ class Expected:
     """What a VM should have: the rules of its schedule; times in seconds.
 
     `known_since`: when the job was first seen, for one that never had a backup.
-    `verify_interval_s`: how old the last look at its data may get (0 = any age).
+    `verify_interval_s`: how old the last look at its data may get (0 = any age). `told`: the row
+    of the scheduler's status about it, if there is one: for details, never for the judgement.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Expected:
     tenant: str = ""
     verify_interval_s: int = 0
     known_since: datetime | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sla_s(self) -> float:
@@ -239,6 +242,8 @@ def _judge_age(health: JobHealth, now: datetime, created: datetime | None) -> No
         return
     else:
         text = f"last good backup {in_words(age)} ago, allowed are {in_words(sla)}"
+    if reason := health.expected.told.get("last_reason"):
+        text += f"; the last attempt failed: {reason}"
     if health.running is not None and now - health.running <= sla:
         text += f"; a backup is running for {in_words(max(now - health.running, timedelta(0)))}"
         health.find(Severity.WARNING, "late", text)

@@ -7,6 +7,7 @@ only by who writes metrics.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -49,7 +50,7 @@ class _Metrics(Collector):
         build.add_metric([__version__], 1)
         yield build
         yield from self._site()
-        for family in (_JobTimes(), _JobState(), _JobBytes()):
+        for family in (_JobTimes(), _JobTold(), _JobState(), _JobBytes()):
             for job in self._check.jobs:
                 family.add(job)
             yield from family.metrics
@@ -141,6 +142,49 @@ class _JobTimes:
             self._duration.add_metric(labels, job.good.stats.seconds)
         self._verified.add_metric(labels, _seconds(job.checked))
         self._sla.add_metric(labels, job.expected.sla_s)
+
+
+class _JobTold:
+    """What the scheduler alone knows; nothing of a job it says nothing of."""
+
+    def __init__(self) -> None:
+        self._next = _gauge(
+            "job_next_run_timestamp_seconds", "When the scheduler means to back the job up next."
+        )
+        self._result = _gauge(
+            "job_last_result",
+            "Exit code of the scheduler's last attempt, as class; always 1.",
+            "class",
+        )
+        self._failures = _gauge(
+            "job_failures", "Attempts that failed since the last one that did not."
+        )
+
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        return (self._next, self._result, self._failures)
+
+    def add(self, job: JobHealth) -> None:
+        told, labels = job.expected.told, _labels(job)
+        with contextlib.suppress(TypeError, ValueError):
+            at = datetime.fromisoformat(told.get("next_time") or "")
+            self._next.add_metric(labels, at.timestamp())
+        code, failures = told.get("last_code"), told.get("failures")
+        if isinstance(code, int):
+            self._result.add_metric([*labels, _CLASSES.get(code, "failed")], 1)
+        if isinstance(failures, int):
+            self._failures.add_metric(labels, failures)
+
+
+_CLASSES = {
+    0: "success",
+    2: "configuration",
+    10: "repository",
+    12: "damaged",
+    13: "source",
+    14: "space",
+    75: "busy",
+}
 
 
 class _JobState:

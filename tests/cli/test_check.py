@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -165,3 +166,26 @@ def test_metrics(config: Path, vm: Vm, tmp_path: Path) -> None:
 def test_metrics_that_cannot_be_written(config: Path, tmp_path: Path) -> None:
     done = check(config, "--metrics", tmp_path / "missing" / "x.prom", code=3)
     assert held_to_the_guidelines(done).startswith("UNKNOWN: cannot write metrics")
+
+
+def test_what_the_scheduler_says_goes_into_the_details(
+    config: Path, vm: Vm, tmp_path: Path
+) -> None:
+    rows = [
+        {"job": "web01", "next_time": "2026-11-22T01:00:00Z", "last_code": 13, "failures": 2},
+        {"job": "new", "first_seen": "2020-01-01T00:00:00Z", "last_reason": "no | source"},
+    ]
+    (vm.directory.parent / "status").write_text(json.dumps(rows))
+    with open(config, "a") as stream:
+        stream.write("  new: {source: {type: file, filename: /x}}\n")
+    path = tmp_path / "x.prom"
+    done = check(config, "--metrics", path, code=2)
+    held_to_the_guidelines(done)
+    assert "the last attempt failed: no / source" in done.out
+    assert (
+        'backyfs_job_last_result{class="source",job="web01",tenant="acme"} 1.0' in path.read_text()
+    )
+    assert 'backyfs_job_failures{job="web01",tenant="acme"} 2.0' in path.read_text()
+    assert "next_run_timestamp_seconds{job" in path.read_text()
+    (vm.directory.parent / "status").write_text("[{")
+    assert "never had a good backup" not in check(config, code=0).out, "known since just now"
