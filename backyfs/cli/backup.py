@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from backyfs.cli import describe, options, output
+from backyfs.cli.completing import complete_tags
 from backyfs.cli.session import Session
 from backyfs.config import Job, Schedule, read_job
 from backyfs.errors import ConfigError, UsageError
@@ -20,7 +21,7 @@ from backyfs.store.repository import Repository
 
 
 @click.command()
-@click.argument("tags", nargs=-1)
+@click.argument("tags", nargs=-1, shell_complete=complete_tags)
 @click.option("-f", "--force", is_flag=True, help="Accept tags that are not in the schedule.")
 @click.option(
     "--no-verify",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from backyfs.cli import hints, output
+from backyfs.cli.completing import complete_topic
 from backyfs.cli.main import COMMANDS, program
 from backyfs.cli.manual import exit_table
 
@@ -51,7 +52,7 @@ TOPICS = {"exit-codes": EXIT_CODES, "spec": SPEC, "unlock": UNLOCK}
 
 
 @click.command()
-@click.argument("topic", required=False)
+@click.argument("topic", required=False, shell_complete=complete_topic)
 @click.pass_context
 def command(ctx: click.Context, topic: str | None) -> None:
     """Explain a command, or one of the topics exit-codes, spec and unlock."""

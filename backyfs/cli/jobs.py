@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 import click
 
 from backyfs.cli import options, output
+from backyfs.cli.completing import complete_job
 from backyfs.cli.session import Session
 
 
 @click.command()
 @options.config
-@click.argument("pattern", metavar="[FILTER]", default="")
+@click.argument("pattern", metavar="[FILTER]", default="", shell_complete=complete_job)
 @options.as_json
 @click.pass_obj
 def command(session: Session, pattern: str, as_json: bool) -> None:

@@ -39,6 +39,7 @@ import click
 
 from backyfs import __version__
 from backyfs.cli import failure, hints, streams
+from backyfs.cli.completing import complete_directory
 from backyfs.cli.session import Session
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ class Program(click.Group):
     default=Path("."),
     envvar="BACKYFS_BACKUP_DIR",
     show_envvar=True,
+    shell_complete=complete_directory,
     help="Directory of one VM, or the base directory of many (default: the current one).",
 )
 @click.option(

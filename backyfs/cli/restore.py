@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import click
 
 from backyfs.cli import consent, describe, options, output, selection
+from backyfs.cli.completing import complete_disk
 from backyfs.cli.session import Session
 from backyfs.errors import Corrupt
 from backyfs.model import Extent
@@ -23,9 +24,14 @@ _LISTED_MAX = 20
 
 
 @click.command()
-@click.argument("target")
+@click.argument("target", type=click.Path(allow_dash=True, readable=False))
 @options.revision("latest")
-@click.option("--disk", metavar="NAME", help="Which disk, if the revision has several.")
+@click.option(
+    "--disk",
+    metavar="NAME",
+    shell_complete=complete_disk,
+    help="Which disk, if the revision has several.",
+)
 @click.option(
     "--check-first", is_flag=True, help="Read and check everything before touching TARGET."
 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import click
 
 from backyfs.cli import options, output, selection
+from backyfs.cli.completing import complete_tags
 from backyfs.cli.session import Session
 from backyfs.engine.tags import add_tags, checked_tags, remove_tags, set_tags
 from backyfs.store.record import State
@@ -50,7 +51,7 @@ def _command(verb: _Verb) -> click.Command:
     @click.command(
         help=f"{verb.help}\n\nSeveral tags as several words, or as one list with commas."
     )
-    @click.argument("tags", nargs=-1, required=True)
+    @click.argument("tags", nargs=-1, required=True, shell_complete=complete_tags)
     @options.revision()
     @click.option(
         "--expect",
