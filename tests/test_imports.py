@@ -23,12 +23,13 @@ ALLOWED: dict[str, set[str]] = {
     "mount": {"reader", "store", BASE},
     "nbd": {"reader", "store", BASE},
     "restore": {"reader", "store", BASE},
+    "testing": {"source", BASE},
 }
 EVERYTHING = {"cli", "__main__"}
 BASE_MODULES = {"allocator", "errors", "extents", "model", "config", "log", "notify", "partition"}
 
 # No trio below the engine's and the adapters' level: the waists are synchronous.
-WITHOUT_TRIO = {BASE, "source", "store", "reader"}
+WITHOUT_TRIO = {BASE, "source", "store", "reader", "testing"}
 
 
 def _modules() -> list[Path]:
@@ -81,6 +82,14 @@ def test_imports_follow_the_table(path: Path) -> None:
 def test_the_waists_know_no_trio(path: Path) -> None:
     if _layer_of_file(path) in WITHOUT_TRIO:
         assert not {"trio", "pyfuse3"} & {name.split(".")[0] for name in _imported(path)}
+
+
+def test_the_program_needs_no_tests() -> None:
+    for path in _modules():
+        if _layer_of_file(path) != "testing":
+            assert not any(
+                name.startswith(("backyfs.testing", "pytest")) for name in _imported(path)
+            )
 
 
 def test_base_modules_exist() -> None:

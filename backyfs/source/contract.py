@@ -1,7 +1,7 @@
 """The waist of the sources: one VM's disks at a point in time, and what changed since.
 
 Synchronous and thread-safe; the engine calls it from worker threads. Every call is bounded in
-time. Each source passes tests/source/contract.py.
+time. Each source passes backyfs/testing/source.py (docs/plugins.md).
 """
 
 from __future__ import annotations

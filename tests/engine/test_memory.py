@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from backyfs.testing.source import SourceContract, Subject
 from tests.engine.memory import MemorySource, disk
-from tests.source.contract import SourceContract, Subject
 
 
 @dataclass

@@ -25,9 +25,9 @@ from backyfs.model import Consistency, Extent
 from backyfs.source import reflink
 from backyfs.source.contract import DiskSnapshot, Snapshot
 from backyfs.source.file import FileSource, Reflink
+from backyfs.testing.source import FIRST, SourceContract, Subject, whole
 from tests.filesystems import run
 from tests.parts import require
-from tests.source.contract import FIRST, SourceContract, Subject, whole
 
 KIB, MIB = 1 << 10, 1 << 20
 

@@ -3,6 +3,8 @@
 For a source of your own, derive from `SourceContract` in a file that pytest collects, and give it
 a fixture `subject` that returns a `Subject`:
 
+    from backyfs.testing.source import SourceContract, Subject
+
     class TestMySource(SourceContract):
         @pytest.fixture
         def subject(self, tmp_path: Path) -> Subject: ...
@@ -81,6 +83,7 @@ def covered(extents: list[Extent], by: list[Extent]) -> bool:
 
 
 def open_descriptors() -> set[str]:
+    """What this process has open, to see that nothing is left."""
     return {f"{fd}:{os.readlink(f'/proc/self/fd/{fd}')}" for fd in _descriptors()}
 
 
@@ -93,6 +96,7 @@ class SourceContract:
 
     @pytest.fixture
     def subject(self) -> Subject:
+        """The source to test, with power over it."""
         raise AssertionError("the derived class defines it")
 
     def bookmarks(self, subject: Subject) -> dict[str, Bookmark]:
