@@ -38,6 +38,8 @@ _EXITS: Mapping[str, Sequence[int]] = {
     "purge": (10, 12, 14, 75),
     "tags": _REVISION,
     "mount": _VM,
+    "loop": (10, 11, 12, 75),
+    "nbd-server": _VM,
     "usage": _VM,
     "scheduler": (75,),
 }
@@ -132,6 +134,10 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("All VMs of this host, to this host:", "backyfs -b /srv/backy nbd-server"),
         ("Then, as a block device:", "nbd-client -N web01/latest 127.0.0.1 9000 /dev/nbd0"),
     ),
+    "loop": (
+        ("Yesterday's files of a guest:", "backyfs -b /srv/backy/web01 loop yesterday /mnt/guest"),
+    ),
+    "unloop": (("End it:", "backyfs unloop /mnt/guest"),),
     "scheduler": (
         ("In the foreground:", "backyfs -l /var/log/backy.log scheduler -c /etc/backy.conf"),
     ),
