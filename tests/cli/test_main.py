@@ -62,7 +62,7 @@ def test_no_command_shows_the_overview() -> None:
         (["protect"], "did you mean: backyfs tags add"),
         (["resotre"], "did you mean: backyfs restore"),
         (["unlock"], "nothing to unlock"),
-        (["help", "stats"], "did you mean: backyfs status"),
+        (["help", "stats"], "did you mean: backyfs usage"),
         (["nonsense"], "backyfs --help"),
         (["status", "--jsn"], "--json"),
         (["restore"], "backyfs restore --help"),
