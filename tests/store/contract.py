@@ -27,6 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from backyfs.errors import Corrupt, NoRevision
 from backyfs.extents import whole_frames
 from backyfs.model import FRAME, Consistency, Extent
+from backyfs.store import meter
 from backyfs.store.contract import SharingImage, StoredImage
 from backyfs.store.record import Draft, Record
 from backyfs.store.repository import Repository
@@ -146,11 +147,13 @@ def read_all(repository: Repository, record: Record, disk: str = "disk") -> byte
 
 
 def files(repository: Repository) -> set[str]:
-    """Names of all files but the locks and the log."""
+    """Names of all files but the locks, the log and the meter's."""
     return {
         str(path.relative_to(repository.path))
         for path in repository.path.rglob("*")
-        if path.is_file() and path.name not in ("lock", "lock.meta")
+        if path.is_file()
+        and path.name not in ("lock", "lock.meta")
+        and path.parent.name != meter.DIRECTORY
     }
 
 
