@@ -1,14 +1,19 @@
 """What the scheduler knows of a VM's revisions. Pure.
 
 Order is by number, never by time: clocks jump. Times are kept as steady times: a revision that
-was seen keeps its age when the clock is set. One whose time is in the future when it is first
-seen counts as made just then.
+was seen keeps its age when the clock is set. Of one whose time is in the future when it is first
+seen nobody knows how old it is: the next backup is due, and the SLA takes it for made just then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+FUTURE_S = 60.0
+"""How far in the future a revision may be and count as made now: clocks are corrected a little."""
+
+_LONG_AGO_S = 100 * 366 * 86_400.0
 
 FAST_S = 600.0
 """A job whose newest backup took less is a fast one."""
@@ -65,12 +70,13 @@ def observe(
 ) -> History:
     """The history after a look at all `revisions`, oldest first."""
     known = {seen.id: seen.at for seen in before.newest.values()}
-    if before.good:
-        known[before.good.id] = before.good.at
 
     def seen(revision: Revision) -> Seen:
         at = known.get(revision.id)
-        return Seen(revision.id, steady - max(0.0, wall - revision.time) if at is None else at)
+        if at is None:
+            future = revision.time > wall + FUTURE_S
+            at = steady - (_LONG_AGO_S if future else max(0.0, wall - revision.time))
+        return Seen(revision.id, at)
 
     newest: dict[str, Seen] = {}
     good: Seen | None = None
@@ -84,7 +90,9 @@ def observe(
                 if tag not in newest:
                     newest[tag] = seen(revision)
         if good is None and revision.good:
-            good = seen(revision)
+            good = before.good
+            if good is None or good.id != revision.id:
+                good = Seen(revision.id, steady - max(0.0, wall - revision.time))
         tags.update(revision.tags)
     return History(
         newest,

@@ -138,9 +138,17 @@ def test_history_goes_by_number_and_a_known_revision_keeps_its_age() -> None:
     assert history.good.id == "2"
 
 
-def test_a_revision_of_the_future_counts_as_made_when_first_seen() -> None:
-    history = observe(History(), [revision(1, NOW + DAY, "daily")], steady=50.0, wall=NOW)
+def test_a_revision_of_the_future_is_followed_by_a_backup() -> None:
+    """The clock was set back while no scheduler ran: it may be of yesterday as well as of now."""
+    first = [revision(1, NOW + DAY, "daily")]
+    history = observe(History(), first, steady=50.0, wall=NOW)
+    assert planning.due_tags(DAILY, offset("a"), history.wall(NOW - 50.0), NOW)
+    assert history.good is not None
+    assert history.good.at == 50.0
+    history = observe(history, [*first, revision(2, NOW, "daily")], steady=60.0, wall=NOW + 10)
     assert history.newest["daily"].at == 50.0
+    nearly = observe(History(), [revision(1, NOW + 5, "daily")], steady=50.0, wall=NOW)
+    assert nearly.newest["daily"].at == 50.0
 
 
 def test_torn_counts_for_the_schedule_and_distrusted_does_not() -> None:
