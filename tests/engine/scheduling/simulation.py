@@ -73,6 +73,8 @@ class Vm:
     """The same, without the numbers."""
     made: list[float] = field(default_factory=list)
     """Steady times of the good revisions, when they were begun."""
+    walls: list[float] = field(default_factory=list)
+    """Their wall times."""
     oracle: dict[int, tuple[float, set[str], bool]] = field(default_factory=dict)
     busy: bool = False
     attempts: int = 0
@@ -156,6 +158,7 @@ class World:
             vm.failing_since = None
         self._add(vm, time, tuple(command.arguments[-1].split(",")), seconds)
         vm.made.append(begun)
+        vm.walls.append(time)
         return Outcome(0)
 
     def _add(self, vm: Vm, time: float, tags: tuple[str, ...], seconds: float) -> None:
