@@ -154,7 +154,7 @@ def check_mounted(store: Store, mountpoint: Path) -> None:
     backyfs("-b", store.directory.parent, "mount", mountpoint)
     with watched(mountpoint, PATIENCE_S):
         tree = mountpoint / store.directory.name
-        assert sorted(os.listdir(tree)) == [*sorted(store.revisions), "latest"]
+        assert sorted(os.listdir(tree)) == [*sorted(store.revisions), "at", "by-tag", "latest"]
         for number, (revision, state) in enumerate(store.revisions.items()):
             image = tree / revision / "disk.img"
             assert image.stat().st_size == state.size
