@@ -117,10 +117,9 @@ async def _serve(options: Options, handlers: Handlers, ready: Callable[[], None]
             handlers.nursery = nursery
             await nursery.start(_end_on_signal)
             nursery.start_soon(_sweep, handlers.tree)
-            nursery.start_soon(_announce, options, ready)
             mount = mounted_at(options.mountpoint)
+            nursery.start_soon(_announce, options, mount, ready)
             if mount is not None:
-                _set_read_ahead(mount.device)
                 nursery.start_soon(_shine, mount.device)
                 if options.while_pid is not None:
                     nursery.start_soon(_end_with, options.while_pid, mount)
@@ -184,10 +183,12 @@ async def _shine(device: str) -> None:
             connection.close()
 
 
-async def _announce(options: Options, ready: Callable[[], None]) -> None:
+async def _announce(options: Options, mount: Mount | None, ready: Callable[[], None]) -> None:
     """Say so when the tree answers; ask in a thread, for the loop itself gives the answer."""
     with trio.move_on_after(_ANSWER_S) as patience:
         await trio.to_thread.run_sync(os.stat, options.mountpoint, abandon_on_cancel=True)
+        if mount is not None:  # only now: the kernel's first request sets it back
+            _set_read_ahead(mount.device)
         log.info("mounted", {"base": options.base, "mountpoint": options.mountpoint})
         ready()
         notify.tell(notify.READY)

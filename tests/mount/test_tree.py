@@ -296,3 +296,10 @@ def test_a_backup_and_its_clean_up_do_not_wait_for_a_mount(own: Mounted, vm: Rep
         image.read(1)
         add_revision(vm, SECOND)
         vm.gc()
+
+
+def test_the_kernel_reads_ahead_a_mebibyte(own: Mounted) -> None:
+    require("root", "may set the read-ahead of a mount")
+    device = own.path.stat().st_dev
+    bdi = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    assert bdi.read_text().strip() == "1024"
