@@ -254,12 +254,11 @@ class Handlers(FixedNames):
         length = min(size, image.size - off)
         if length <= 0:
             return b""
-        data = image.try_read(off, length)
-        if data is None:
-            data = await self._decoded(file, off, length)
+        # Noted before anything is awaited: requests arrive in order, but end in any.
         if file.ahead.note(off, length) and not file.prefetching:
             self._start_prefetch(file)
-        return data
+        data = image.try_read(off, length)
+        return await self._decoded(file, off, length) if data is None else data
 
     def _start_prefetch(self, file: _File) -> None:
         extent = self._due(file)
