@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests import parts
+from tests.ceph.cluster import Cluster, running
 from tests.filesystems import GIB, loops_below, mounted, mounts_below, unmount
 from tests.parts import require
 
@@ -109,6 +110,29 @@ def reflink_dir(
     """A fresh directory on each kind of file system with reflinks in turn."""
     with _fresh_directory(_file_systems(request.param)) as directory:
         yield directory
+
+
+# ---- Ceph --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def shared_ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The worker's cluster, for tests that leave its daemons alone; see `ceph`."""
+    require("ceph")
+    with running(tmp_path_factory.mktemp("ceph")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def ceph(shared_ceph: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A running cluster with an empty pool `rbd`, which programs and librados find by CEPH_CONF."""
+    monkeypatch.setenv("CEPH_CONF", str(shared_ceph.conf))
+    monkeypatch.delenv("CEPH_ARGS", raising=False)
+    yield shared_ceph
+    shared_ceph.empty("rbd")
+
+
+# ---- more file systems -------------------------------------------------------------------------
 
 
 @pytest.fixture

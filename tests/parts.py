@@ -81,6 +81,12 @@ def _vm() -> str | None:
     return programs if kernel.exists() else None
 
 
+def _ceph() -> str | None:
+    """The daemons of a cluster and its programs, and the binding."""
+    programs = _programs("ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool", "rbd")()
+    return programs if _module("rbd")() else None
+
+
 _PATH = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin" + os.pathsep + "/sbin"
 
 KERNEL = Path(sys.prefix) / "kernel"
@@ -115,6 +121,9 @@ PARTS = {
     "qemu-storage-daemon": Part(_programs("qemu-storage-daemon"), "apt install qemu-system-common"),
     "certtool": Part(_programs("certtool"), "apt install gnutls-bin"),
     "rbd": Part(_module("rbd"), "apt install python3-rbd, then: make setup"),
+    "ceph": Part(
+        _ceph, "apt install ceph-mon ceph-osd ceph-common python3-rbd python3-rados; make setup"
+    ),
 }
 
 # What a machine of the kind that builds the project need not have even under BACKYFS_REQUIRE=all:
