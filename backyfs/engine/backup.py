@@ -2,7 +2,8 @@
 
     lock -> base -> begin -> snapshot -> read and write -> seal -> read back -> commit -> published
 
-The base (the revision's parent) is the newest revision whose files are whole. Frames are compared
+The base (the revision's parent) is the newest revision whose files are whole; where the source
+has lost what it knew of that one, the next older one it still knows. Frames are compared
 with it by hash, so a base that is distrusted, torn or damaged in places costs time, never
 correctness: only what is *not read* rests on it, and so change lists are used only when the base is
 neither distrusted nor torn. Frames known to be damaged are read whatever has changed.
@@ -34,7 +35,8 @@ from backyfs.engine.tags import checked_tags
 from backyfs.errors import BackyfsError, SourceUnavailable, UsageError
 from backyfs.extents import whole_frames
 from backyfs.model import Consistency, Extent, Trust
-from backyfs.source.contract import Bookmark, DiskSnapshot, Snapshot, Source
+from backyfs.source import contract
+from backyfs.source.contract import Backups, Bookmark, DiskSnapshot, Session, Snapshot, Source
 from backyfs.store.contract import DiskWriter
 from backyfs.store.record import Draft, Record, Stats
 from backyfs.store.repository import Repository
@@ -73,12 +75,15 @@ async def back_up(
     stored bytes read back wrong. Can be cancelled at any point.
     """
     checked = checked_tags(tags, schedule, force=force)
-    async with writing(repository, wait_s) as intent:
-        base = await trio.to_thread.run_sync(choose_base, repository)
+    async with (
+        writing(repository, wait_s) as intent,
+        in_thread(contract.session(source, backups(repository))) as opened,
+    ):
+        base = await trio.to_thread.run_sync(choose_base, repository, opened)
         begun = repository.begin(intent, base.record, time=now())
         async with in_thread(begun) as staging:
             backup = _Backup(repository.name, staging, base, changes or {}, progress)
-            record = await backup.run(source, checked, verify)
+            record = await backup.run(opened, checked, verify)
         with trio.CancelScope(shield=True):
             noting = partial(repository.note_usage, "backup", record, time=now())
             await trio.to_thread.run_sync(noting)
@@ -97,14 +102,8 @@ class Base:
     newest: bool = False
 
     def bookmarks(self, source_type: str) -> dict[str, Bookmark]:
-        """By disk, what a source of this type remembered of the base."""
-        if self.record is None or not self.relied:
-            return {}
-        return {
-            name: disk.source["bookmark"]
-            for name, disk in self.record.disks.items()
-            if disk.source.get("type") == source_type and "bookmark" in disk.source
-        }
+        """By disk, what a source of this type may rest on."""
+        return bookmarks(self.record, source_type) if self.record and self.relied else {}
 
     def has_disk(self, name: str, size: int) -> bool:
         """Whether the base has this disk, with this size."""
@@ -113,20 +112,56 @@ class Base:
         )
 
 
-def choose_base(repository: Repository) -> Base:
-    """The newest revision whose files are whole, and whether to rest on it."""
+def backups(repository: Repository) -> Backups:
+    """What a source is told of the repository it works for."""
+    ids = {record.id for record in repository.revisions()}
+    return Backups(repository.uuid, ids | repository.unreadable().keys())
+
+
+def choose_base(repository: Repository, source: Source) -> Base:
+    """The newest revision whose files are whole; an older one if only that is remembered."""
     records = repository.revisions()
-    for record in reversed(records):
+    for index, record in reversed(list(enumerate(records))):
         if damage := repository.structure(record):
             values = {"revision": record.id, "reason": damage[0].reason}
             log.warning("revision is damaged, building on an older one", values)
             continue
-        relied = (
-            repository.state(record).trust is not Trust.DISTRUSTED
-            and record.consistency is not Consistency.TORN
-        )
-        return Base(record, relied, record is records[-1] and not repository.unreadable())
+        older = _remembered(repository, source, records[: index + 1])
+        if older is not None:
+            return Base(older, relied=True)
+        newest = index == len(records) - 1 and not repository.unreadable()
+        return Base(record, _relied(repository, record), newest)
     return Base()
+
+
+def _remembered(repository: Repository, source: Source, records: Sequence[Record]) -> Record | None:
+    """The newest revision the source remembers, unless that is the last of `records`.
+
+    Behind a distrusted or torn one nothing is looked for: what follows that must be read whole.
+    """
+    if not isinstance(source, Session):
+        return None
+    for index, record in reversed(list(enumerate(records))):
+        if source.remembers(bookmarks(record, source.type)):
+            newer = records[index + 1 :]
+            good = newer and all(_relied(repository, one) for one in (record, *newer))
+            return record if good and not repository.structure(record) else None
+    return None
+
+
+def _relied(repository: Repository, record: Record) -> bool:
+    """Whether what is not read may be taken over from a revision."""
+    trust = repository.state(record).trust
+    return trust is not Trust.DISTRUSTED and record.consistency is not Consistency.TORN
+
+
+def bookmarks(record: Record, source_type: str) -> dict[str, Bookmark]:
+    """By disk, what a source of this type remembered of a revision."""
+    return {
+        name: disk.source["bookmark"]
+        for name, disk in record.disks.items()
+        if disk.source.get("type") == source_type and "bookmark" in disk.source
+    }
 
 
 class _Taken(NamedTuple):

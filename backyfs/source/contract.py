@@ -6,9 +6,11 @@ time. Each source passes backyfs/testing/source.py (docs/plugins.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+from uuid import UUID
 
 from backyfs.model import Consistency, Extent
 
@@ -89,3 +91,44 @@ class Source(Protocol):
 
         `since` holds, per disk, the bookmark of the parent revision (absent: none).
         """
+
+
+class Backups(NamedTuple):
+    """For whom a source works: a repository, and the ids of all revisions in it."""
+
+    repository: UUID
+    revisions: Collection[str]
+
+
+@runtime_checkable
+class Session(Source, Protocol):
+    """A source that can tell what it remembers; usually the `session` of another one."""
+
+    def remembers(self, since: Mapping[str, Bookmark]) -> bool:
+        """Whether it can tell the changes since these bookmarks, for all disks still there.
+
+        The engine asks for one revision after the other, the newest first; what `since` lacks is
+        read whole anyway. False when there is nothing in it.
+        """
+
+
+@runtime_checkable
+class SessionSource(Source, Protocol):
+    """A source with something to prepare (a connection), or to leave behind (base snapshots)."""
+
+    def session(self, backups: Backups) -> AbstractContextManager[Source]:
+        """The source at work for one backup of this repository. SourceUnavailable.
+
+        Entering does what may take long and should not be done in a frozen guest; leaving never
+        fails.
+        """
+
+
+@contextlib.contextmanager
+def session(source: Source, backups: Backups) -> Iterator[Source]:
+    """The source for one backup: its own session, or itself if it has no such thing."""
+    if isinstance(source, SessionSource):
+        with source.session(backups) as opened:
+            yield opened
+    else:
+        yield source

@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from backyfs.model import Consistency, Extent
-from backyfs.source.contract import Bookmark, Changes, DiskSnapshot, Snapshot, Source
+from backyfs.source import contract
+from backyfs.source.contract import (
+    Backups,
+    Bookmark,
+    Changes,
+    DiskSnapshot,
+    Session,
+    Snapshot,
+    Source,
+)
 
 
 class Rate:
@@ -53,6 +62,14 @@ class ThrottledSource:
 
     def disks(self) -> Sequence[str]:
         return self._source.disks()
+
+    @contextlib.contextmanager
+    def session(self, backups: Backups) -> Iterator[ThrottledSource]:
+        with contract.session(self._source, backups) as source:
+            yield ThrottledSource(source, self._rate)
+
+    def remembers(self, since: Mapping[str, Bookmark]) -> bool:
+        return isinstance(self._source, Session) and self._source.remembers(since)
 
     @contextlib.contextmanager
     def snapshot(self, revision: str, since: Mapping[str, Bookmark]) -> Iterator[Snapshot]:

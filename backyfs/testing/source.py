@@ -15,23 +15,35 @@ them should have a size that is no multiple of 64 KiB.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import random
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
+from uuid import UUID
 
 import pytest
 
 from backyfs.errors import BackyfsError, SourceUnavailable
 from backyfs.extents import merged
 from backyfs.model import Consistency, Extent, is_name, is_revision_id
-from backyfs.source.contract import Bookmark, DiskSnapshot, Source
+from backyfs.source.contract import (
+    Backups,
+    Bookmark,
+    DiskSnapshot,
+    Session,
+    Snapshot,
+    Source,
+    session,
+)
 
 FIRST, SECOND = "20261121T220112Z-0001", "20261121T230112Z-0002"
 assert is_revision_id(FIRST)
 assert is_revision_id(SECOND)
+BACKUPS = Backups(UUID("8bfe0a02-1dd4-4a7f-9d76-5e8a1a4c1b9e"), {FIRST, SECOND})
 
 
 class Subject(Protocol):
@@ -99,9 +111,20 @@ class SourceContract:
         """The source to test, with power over it."""
         raise AssertionError("the derived class defines it")
 
+    @contextlib.contextmanager
+    def snapshot(
+        self, subject: Subject, revision: str, since: Mapping[str, Bookmark]
+    ) -> Iterator[Snapshot]:
+        """A snapshot as the engine takes it: in a session, if the source has such a thing."""
+        with (
+            session(subject.source, BACKUPS) as source,
+            source.snapshot(revision, since) as snapshot,
+        ):
+            yield snapshot
+
     def bookmarks(self, subject: Subject) -> dict[str, Bookmark]:
         """What the engine would keep of a snapshot taken now: bookmarks, by way of JSON."""
-        with subject.source.snapshot(FIRST, {}) as snapshot:
+        with self.snapshot(subject, FIRST, {}) as snapshot:
             kept = {name: disk.bookmark for name, disk in snapshot.disks.items()}
             snapshot.published()
         return {name: json.loads(json.dumps(bookmark)) for name, bookmark in kept.items()}
@@ -116,14 +139,14 @@ class SourceContract:
 
     def test_a_snapshot_has_all_disks_as_they_are(self, subject: Subject) -> None:
         content = subject.content()
-        with subject.source.snapshot(FIRST, {}) as snapshot:
+        with self.snapshot(subject, FIRST, {}) as snapshot:
             assert set(snapshot.disks) == set(content)
             for name, disk in snapshot.disks.items():
                 assert disk.size == len(content[name])
                 assert whole(disk) == content[name]
 
     def test_it_says_what_the_snapshot_is_worth(self, subject: Subject) -> None:
-        with subject.source.snapshot(FIRST, {}) as snapshot:
+        with self.snapshot(subject, FIRST, {}) as snapshot:
             assert snapshot.consistency in set(Consistency)
             assert snapshot.reason
             assert "\n" not in snapshot.reason
@@ -131,7 +154,7 @@ class SourceContract:
 
     def test_what_is_not_listed_as_data_is_zero(self, subject: Subject) -> None:
         content = subject.content()
-        with subject.source.snapshot(FIRST, {}) as snapshot:
+        with self.snapshot(subject, FIRST, {}) as snapshot:
             for name, disk in snapshot.disks.items():
                 listed = list(disk.data())
                 listing_is_sound(listed, disk.size)
@@ -140,7 +163,7 @@ class SourceContract:
 
     def test_any_range_reads_as_it_is(self, subject: Subject) -> None:
         content, rng = subject.content(), random.Random(1)
-        with subject.source.snapshot(FIRST, {}) as snapshot:
+        with self.snapshot(subject, FIRST, {}) as snapshot:
             for name, disk in snapshot.disks.items():
                 ends = [0, 1, 511, 512, 4096, 65_535, disk.size - 1, disk.size]
                 places = ends + [rng.randrange(disk.size) for _ in range(60)]
@@ -151,7 +174,7 @@ class SourceContract:
                     assert data == content[name][offset:end]
 
     def test_a_range_outside_of_the_disk_is_a_bug(self, subject: Subject) -> None:
-        with subject.source.snapshot(FIRST, {}) as snapshot:
+        with self.snapshot(subject, FIRST, {}) as snapshot:
             for disk in snapshot.disks.values():
                 for offset, length in [(-1, 1), (0, disk.size + 1), (disk.size, 1), (1, -1)]:
                     with pytest.raises(ValueError, match="outside"):
@@ -160,7 +183,7 @@ class SourceContract:
 
     def test_many_threads_read_at_once(self, subject: Subject) -> None:
         content = subject.content()
-        with subject.source.snapshot(FIRST, {}) as snapshot, ThreadPoolExecutor(8) as pool:
+        with self.snapshot(subject, FIRST, {}) as snapshot, ThreadPoolExecutor(8) as pool:
             for name, disk in snapshot.disks.items():
                 pieces = [
                     (at, min(100_001, disk.size - at)) for at in range(0, disk.size, 100_001)
@@ -174,7 +197,7 @@ class SourceContract:
                     assert data == content[name][at : at + length]
 
     def test_without_a_bookmark_everything_may_have_changed(self, subject: Subject) -> None:
-        with subject.source.snapshot(FIRST, {}) as snapshot:
+        with self.snapshot(subject, FIRST, {}) as snapshot:
             assert all(disk.changed() is None for disk in snapshot.disks.values())
 
     @pytest.mark.parametrize("bookmark", [{}, {"size": -1}, {"path": 5, "nonsense": [None]}])
@@ -182,7 +205,11 @@ class SourceContract:
         self, subject: Subject, bookmark: Bookmark
     ) -> None:
         names = subject.source.disks()
-        with subject.source.snapshot(SECOND, dict.fromkeys(names, bookmark)) as snapshot:
+        with session(subject.source, BACKUPS) as source:
+            if isinstance(source, Session):
+                assert not source.remembers({})
+                assert not source.remembers(dict.fromkeys(names, bookmark))
+        with self.snapshot(subject, SECOND, dict.fromkeys(names, bookmark)) as snapshot:
             assert all(disk.changed() is None for disk in snapshot.disks.values())
 
     def test_changes_since_a_bookmark_miss_nothing(self, subject: Subject) -> None:
@@ -192,7 +219,7 @@ class SourceContract:
             subject.write(name, len(content) // 2, b"in the middle" * 1000)
             subject.write(name, len(content) - 512, b"last bytes")
         after = subject.content()
-        with subject.source.snapshot(SECOND, since) as snapshot:
+        with self.snapshot(subject, SECOND, since) as snapshot:
             for name, disk in snapshot.disks.items():
                 assert whole(disk) == after[name]
                 changes = disk.changed()
@@ -200,9 +227,17 @@ class SourceContract:
                     listing_is_sound(list(changes.extents), disk.size)
                     assert covered(differing(before[name], after[name]), list(changes.extents))
 
+    def test_what_it_remembers_it_can_tell(self, subject: Subject) -> None:
+        since = self.bookmarks(subject)
+        with session(subject.source, BACKUPS) as source:
+            if not isinstance(source, Session) or not source.remembers(since):
+                return
+            with source.snapshot(SECOND, since) as snapshot:
+                assert all(disk.changed() is not None for disk in snapshot.disks.values())
+
     def test_a_frozen_snapshot_stays_as_it_was(self, subject: Subject) -> None:
         content = subject.content()
-        with subject.source.snapshot(FIRST, {}) as snapshot:
+        with self.snapshot(subject, FIRST, {}) as snapshot:
             if not snapshot.frozen:
                 pytest.skip("this source reads what the VM is writing, and says so")
             for name, before in content.items():
@@ -214,31 +249,31 @@ class SourceContract:
     def test_two_snapshots_at_a_time(self, subject: Subject) -> None:
         content = subject.content()
         with (
-            subject.source.snapshot(FIRST, {}) as one,
-            subject.source.snapshot(SECOND, {}) as other,
+            self.snapshot(subject, FIRST, {}) as one,
+            self.snapshot(subject, SECOND, {}) as other,
         ):
             for snapshot in (one, other):
                 assert {name: whole(disk) for name, disk in snapshot.disks.items()} == content
 
     def test_publishing_may_be_told_or_not_and_more_than_once(self, subject: Subject) -> None:
-        with subject.source.snapshot(FIRST, {}) as snapshot:
+        with self.snapshot(subject, FIRST, {}) as snapshot:
             snapshot.published()
             snapshot.published()
-        with subject.source.snapshot(SECOND, {}):
+        with self.snapshot(subject, SECOND, {}):
             pass
-        with subject.source.snapshot(FIRST, {}):
+        with self.snapshot(subject, FIRST, {}):
             pass
 
     def test_nothing_is_kept_open(self, subject: Subject) -> None:
         before = open_descriptors()
-        with pytest.raises(ZeroDivisionError), subject.source.snapshot(FIRST, {}) as snapshot:
+        with pytest.raises(ZeroDivisionError), self.snapshot(subject, FIRST, {}) as snapshot:
             for disk in snapshot.disks.values():
                 disk.read(0, 1)
             raise ZeroDivisionError
         assert open_descriptors() == before
 
     def test_reading_after_the_end_fails(self, subject: Subject) -> None:
-        with subject.source.snapshot(FIRST, {}) as snapshot:
+        with self.snapshot(subject, FIRST, {}) as snapshot:
             disks = list(snapshot.disks.values())
         for disk in disks:
             with pytest.raises((BackyfsError, ValueError)):
@@ -250,6 +285,6 @@ class SourceContract:
         with pytest.raises(SourceUnavailable) as caught:
             subject.source.disks()
         assert "\n" not in caught.value.message
-        with pytest.raises(SourceUnavailable), subject.source.snapshot(FIRST, {}):
+        with pytest.raises(SourceUnavailable), self.snapshot(subject, FIRST, {}):
             raise AssertionError("a snapshot of what is not there")
         assert open_descriptors() == before

@@ -65,6 +65,13 @@ class MemorySource:
             for disk in disks.values():
                 disk.open = False
 
+    def remembers(self, since: Mapping[str, Bookmark]) -> bool:
+        """Whether the copies are there that `tracking` kept."""
+        names = since.keys() & self.contents.keys()
+        return bool(names) and all(
+            name in self.kept.get(since[name].get("snapshot", 0), {}) for name in names
+        )
+
     def _disk(self, name: str, number: int, since: Mapping[str, Bookmark]) -> MemoryDisk:
         data = self.contents[name] if self.live else bytes(self.contents[name])
         changes = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -14,6 +16,8 @@ from backyfs.engine.progress import Phase
 from backyfs.engine.trust import distrust
 from backyfs.errors import Busy, SourceUnavailable, UsageError
 from backyfs.model import FRAME, Consistency, Extent
+from backyfs.source.contract import Backups
+from backyfs.source.throttle import Rate, ThrottledSource
 from backyfs.store.repository import Repository
 from tests.engine.checks import content, files, sound
 from tests.engine.conftest import Stores
@@ -186,6 +190,52 @@ async def test_a_distrusted_parent_is_not_built_on_unread(repository: Repository
     assert source.since == {}
     assert content(repository, second) == disk("abXd")
     assert second.parent == first.id
+
+
+async def test_an_older_revision_that_the_source_remembers(repository: Repository) -> None:
+    """What it knew of the newest one is gone: better the changes since an older one than a scan."""
+    source = MemorySource({"disk": disk("abcd")}, tracking=True)
+    first = await back_up(repository, source)
+    source.contents["disk"] = disk("abXd")
+    await back_up(repository, source)
+    source.contents["disk"] = disk("aYXd")
+    del source.kept[2]
+    third = await back_up(repository, source, changes={"disk": []})
+    assert (third.parent, third.stats.read) == (first.id, 2 * FRAME)
+    assert content(repository, third) == disk("aYXd")
+    del source.kept[1], source.kept[3]
+    fourth = await back_up(repository, source)
+    assert (fourth.parent, fourth.stats.read) == (third.id, 4 * FRAME)
+
+
+async def test_nothing_is_looked_for_behind_a_distrusted_one(repository: Repository) -> None:
+    source = MemorySource({"disk": disk("abcd")}, tracking=True)
+    await back_up(repository, source)
+    second = await back_up(repository, source)
+    third = await back_up(repository, source)
+    del source.kept[2], source.kept[3]
+    distrust(repository, [second], "a whim")
+    fourth = await back_up(repository, source)
+    assert (fourth.parent, fourth.stats.read) == (third.id, 4 * FRAME)
+
+
+async def test_a_session_is_entered_and_left(repository: Repository) -> None:
+    source = MemorySource({"disk": disk("abcd")})
+    told: list[Backups] = []
+
+    class Prepared(MemorySource):
+        @contextlib.contextmanager
+        def session(self, backups: Backups) -> Iterator[MemorySource]:
+            told.append(backups)
+            yield source
+            assert source.published == len(told)
+            assert source.left == len(told)
+
+    first = await back_up(repository, Prepared())
+    second = await back_up(repository, ThrottledSource(Prepared(), Rate(1 << 40)))
+    assert content(repository, second) == disk("abcd")
+    assert [backups.repository for backups in told] == [repository.uuid] * 2
+    assert [set(backups.revisions) for backups in told] == [set(), {first.id}]
 
 
 async def test_a_parent_with_broken_files_is_passed_over(packs: Repository) -> None:

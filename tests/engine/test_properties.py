@@ -107,6 +107,12 @@ class Histories(RuleBasedStateMachine):
         self.order.remove(revision)
         del self.kept[revision]
 
+    @precondition(lambda self: self.source.kept)
+    @rule(data=st.data())
+    def lose_a_snapshot(self, data: st.DataObject) -> None:
+        """What the source remembered of some backup is gone."""
+        del self.source.kept[data.draw(st.sampled_from(sorted(self.source.kept)))]
+
     @rule()
     def collect(self) -> None:
         self.repository.gc()

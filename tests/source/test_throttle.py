@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backyfs.source.contract import Backups, Session, session
 from backyfs.source.file import FileSource
 from backyfs.source.throttle import Rate, ThrottledSource
+from tests.engine.memory import MemorySource
 
 
 class Clock:
@@ -42,6 +45,17 @@ def test_an_idle_second_is_not_made_up_for() -> None:
     assert clock.now == 160.0
     limited.take(10)
     assert clock.now == 161.0
+
+
+def test_what_a_source_remembers_is_asked_of_it() -> None:
+    source = MemorySource({"disk": bytearray(10)}, tracking=True)
+    with session(ThrottledSource(source, rate(Clock(), 10)), Backups(UUID(int=1), ())) as slow:
+        assert isinstance(slow, Session)
+        with slow.snapshot("r", {}) as snapshot:
+            since = {"disk": snapshot.disks["disk"].bookmark}
+        assert slow.remembers(since)
+        source.kept.clear()
+        assert not slow.remembers(since)
 
 
 def test_the_source_says_what_it_says_without_a_rate(tmp_path: Path) -> None:
