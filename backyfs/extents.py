@@ -57,3 +57,45 @@ def gaps(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
         position = extent.end
     if position < size:
         yield Extent(position, size - position)
+
+
+class Gathered:
+    """Extents that come in ascending order, joined where they touch; at most `most` of them.
+
+    When there are more, the smallest gaps between them are closed: what they cover grows, what
+    they need in memory does not.
+    """
+
+    def __init__(self, most: int = 1 << 17) -> None:
+        self._most, self._gap = most, 0
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    def add(self, offset: int, length: int) -> None:
+        """Take one more; ValueError when it begins before the last one."""
+        if not self._starts or offset - self._ends[-1] > self._gap:
+            self._starts.append(offset)
+            self._ends.append(offset + length)
+            if len(self._starts) > self._most:
+                self._close_gaps()
+        elif offset < self._starts[-1]:
+            raise ValueError(f"the extent at {offset} is out of order")
+        else:
+            self._ends[-1] = max(self._ends[-1], offset + length)
+
+    def _close_gaps(self) -> None:
+        starts, ends = self._starts, self._ends
+        while len(self._starts) > self._most // 2:
+            self._gap = max(2 * self._gap, FRAME)
+            self._starts, self._ends = starts[:1], ends[:1]
+            for start, end in zip(starts[1:], ends[1:], strict=True):
+                if start - self._ends[-1] > self._gap:
+                    self._starts.append(start)
+                    self._ends.append(end)
+                else:
+                    self._ends[-1] = end
+
+    def extents(self) -> list[Extent]:
+        """Sorted and disjoint."""
+        pairs = zip(self._starts, self._ends, strict=True)
+        return [Extent(start, end - start) for start, end in pairs if end > start]

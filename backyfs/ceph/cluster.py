@@ -74,8 +74,11 @@ class Cluster:
                 ) from exc
             except rbd.Error as exc:
                 raise failure(f"open {name}", self.kind, exc) from exc
-            with contextlib.closing(image):
+            try:
                 yield image
+            finally:
+                with contextlib.suppress(rbd.Error):  # hung: all that mattered has been flushed
+                    image.close()
 
 
 @contextlib.contextmanager

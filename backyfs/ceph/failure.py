@@ -59,6 +59,12 @@ def number_of(exc: Exception) -> int:
     return abs(number) if isinstance(number, int) else 0
 
 
+def timed_out(error: BaseException) -> bool:
+    """Whether an error was made of the cluster not answering in time."""
+    cause = error.__cause__
+    return isinstance(cause, Exception) and number_of(cause) in (errno.ETIMEDOUT, errno.EROFS)
+
+
 def _words(exc: Exception, number: int) -> str:
     import os
 

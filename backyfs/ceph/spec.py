@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
+from uuid import UUID
 
 from backyfs.errors import UsageError
 
@@ -30,3 +31,8 @@ def image_spec(text: str) -> ImageSpec:
             f"{text!r} is no RBD image", hint=hint or "write POOL/IMAGE or POOL/NAMESPACE/IMAGE"
         )
     return ImageSpec(parts[0], parts[1] if len(parts) == 3 else "", parts[-1])
+
+
+def snapshot_name(repository: UUID, revision: str) -> str:
+    """The RBD snapshot that belongs to a revision of a repository."""
+    return f"backy-{repository.hex[:8]}-{revision}"

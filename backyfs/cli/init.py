@@ -44,11 +44,13 @@ def command(
     """Make the directory given with -b the repository of a VM and note what is backed up there.
 
     TYPE is the type of the source. For `file`, SOURCE is the path of an image file or a block
-    device; several disks are written as NAME=PATH each:
+    device, for `ceph-rbd` it is POOL/IMAGE or POOL/NAMESPACE/IMAGE; several disks are written as
+    NAME=SOURCE each:
 
     \b
         backyfs -b /srv/backy/web01 init file /var/lib/vms/web01.img
         backyfs -b /srv/backy/db01 init file root=/dev/vg/db01 data=/dev/vg/db01-data
+        backyfs -b /srv/backy/app01 init ceph-rbd rbd/app01
 
     The directory's name is the VM's name. What is backed up, and when, is written to the file
     `config` in it, which may be edited.
@@ -79,21 +81,41 @@ def command(
 
 def _settings(kind: str, sources: Sequence[str]) -> dict[str, Any]:
     """The `source` section of the job."""
-    if kind != "file":
-        if len(sources) > 1:
-            raise UsageError(f"a source of type {kind} is named by one word")
-        return {"image": sources[0]}
+    if kind == "file":
+        return _of_files(sources)
+    if kind == "ceph-rbd":
+        return _of_images(sources)
+    if len(sources) > 1:
+        raise UsageError(f"a source of type {kind} is named by one word")
+    return {"image": sources[0]}
+
+
+def _of_files(sources: Sequence[str]) -> dict[str, Any]:
     if len(sources) == 1 and not _named(sources[0]):
         return {"filename": os.path.abspath(sources[0])}
+    return {"disks": {n: os.path.abspath(path) for n, path in _by_name(sources).items()}}
+
+
+def _of_images(sources: Sequence[str]) -> dict[str, Any]:
+    from backyfs.ceph.spec import image_spec
+
+    named = {name: image_spec(text) for name, text in _by_name(sources).items()}
+    if len(sources) > 1 or _named(sources[0]):
+        return {"images": {name: str(spec) for name, spec in named.items()}}
+    return {key: value for key, value in named[DEFAULT_DISK]._asdict().items() if value}
+
+
+def _by_name(sources: Sequence[str]) -> dict[str, str]:
+    """What NAME=SOURCE words say; a SOURCE alone is that of the default disk."""
     disks: dict[str, str] = {}
     for text in sources:
-        name, path = _named(text) or (DEFAULT_DISK, text)
+        name, source = _named(text) or (DEFAULT_DISK, text)
         if name in disks:
             raise UsageError(
-                f"two disks are called {name!r}", hint="name each one: root=PATH data=PATH"
+                f"two disks are called {name!r}", hint="name each one: root=SOURCE data=SOURCE"
             )
-        disks[name] = os.path.abspath(path)
-    return {"disks": disks}
+        disks[name] = source
+    return disks
 
 
 def _named(text: str) -> tuple[str, str] | None:

@@ -27,7 +27,13 @@ def _file(settings: Mapping[str, Any]) -> Source:
     return FileSource.from_settings(settings)
 
 
-_BUILT_IN: Mapping[str, Factory] = {"file": _file}
+def _ceph_rbd(settings: Mapping[str, Any]) -> Source:
+    from backyfs.source.ceph.source import CephSource
+
+    return CephSource.from_settings(settings)
+
+
+_BUILT_IN: Mapping[str, Factory] = {"file": _file, "ceph-rbd": _ceph_rbd}
 
 
 def types() -> list[str]:

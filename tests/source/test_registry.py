@@ -72,7 +72,9 @@ def test_a_plug_in_that_cannot_be_loaded(plug_ins: Path, kind: str, reason: str)
 def test_an_unknown_type_is_met_with_a_suggestion(plug_ins: Path) -> None:
     with pytest.raises(ConfigError, match="unknown source type 'flie'") as caught:
         make("flie", {})
-    assert caught.value.hint.startswith("did you mean 'file'? known are: absent, broken, file,")
+    assert caught.value.hint.startswith(
+        "did you mean 'file'? known are: absent, broken, ceph-rbd, file,"
+    )
     with pytest.raises(ConfigError, match="unknown source type 'xyzzy'") as caught:
         make("xyzzy", {})
     assert caught.value.hint.startswith("known are: ")
