@@ -19,7 +19,7 @@ import click
 from backyfs import __version__
 from backyfs.cli import manual
 from backyfs.cli.main import COMMANDS, program
-from backyfs.config import BUILT_IN, format_interval, site
+from backyfs.config import BUILT_IN, format_interval, job, site
 
 
 def escaped(text: str) -> str:
@@ -115,7 +115,7 @@ def configuration() -> str:
     for title, keys in (
         ("global", site.GLOBAL),
         ("maintenance", site.MAINTENANCE),
-        ("jobs", {"rate-limit": site.RATE_LIMIT, **site.JOB_EXTRA}),
+        ("jobs", {**job.OPTIONS, **site.JOB_EXTRA}),
     ):
         lines += [f".SH SECTION {title.upper()}", *paragraphs(_SECTIONS[title])]
         for name, key in keys.items():

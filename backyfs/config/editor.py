@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from backyfs.config.job import OPTIONS
 from backyfs.config.keys import INTERVAL, Key
 from backyfs.config.schedule import BUILT_IN
-from backyfs.config.site import GLOBAL, JOB_EXTRA, MAINTENANCE, RATE_LIMIT
+from backyfs.config.site import GLOBAL, JOB_EXTRA, MAINTENANCE
 
 _NAME = "^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$"
 _TAG = "^(?!manual:)[A-Za-z0-9][A-Za-z0-9._+: -]{0,63}$"
@@ -95,6 +96,5 @@ def _job() -> dict[str, Any]:
         "oneOf": [name, {"$ref": "#/definitions/schedule"}],
         "description": "a schedule's name, or its tags (default: daily)",
     }
-    extra = {name: _described(key) for name, key in JOB_EXTRA.items()}
-    properties = {"source": source, "schedule": schedule, "rate-limit": _described(RATE_LIMIT)}
-    return _closed({**properties, **extra}, "source")
+    described = {name: _described(key) for name, key in {**OPTIONS, **JOB_EXTRA}.items()}
+    return _closed({"source": source, "schedule": schedule, **described}, "source")

@@ -17,15 +17,16 @@ from typing import Any, NamedTuple
 
 from backyfs.config.document import Document, Node, load
 from backyfs.config.interval import format_interval
+from backyfs.config.keys import INTERVAL, SHARE, SIZE, Key, read_keys
 from backyfs.config.schedule import BUILT_IN, DAILY, Schedule, read_schedule
-from backyfs.config.size import format_size, parse_size
+from backyfs.config.share import format_percent
+from backyfs.config.size import format_size
 from backyfs.errors import ConfigError, NoSpace
 
 SIZE_MAX = 1 << 20
 """Bytes of the largest file that is read at all."""
 
 _SECRET = re.compile(r"(password|passphrase|secret|token|credential)s?\Z", re.IGNORECASE)
-_KEYS = ("source", "schedule", "rate-limit", "secrets", "path")
 _HEADER = "# What is backed up here, and how often. See: backyfs init --help\n"
 
 
@@ -33,6 +34,8 @@ class Job(NamedTuple):
     """A VM's source and schedule; `settings` are the source's own keys, as plain values.
 
     `rate_limit` bounds what a backup reads from the source, in bytes per second (0: no bound).
+    `sample_percent` of what a backup did not read is read to verify it, for `sample_budget_s`
+    seconds at most.
     `secrets`: settings that are left out here and stand in the site's configuration only.
     """
 
@@ -41,12 +44,31 @@ class Job(NamedTuple):
     schedule: Schedule = DAILY
     rate_limit: int = 0
     secrets: tuple[str, ...] = ()
+    sample_percent: float = 1.0
+    sample_budget_s: int = 300
 
     def without_secrets(self) -> Job:
         """The job as its file may hold it: of settings that look like secrets, only the names."""
         names = tuple(sorted(key for key in self.settings if _SECRET.search(key)))
         settings = {key: value for key, value in self.settings.items() if key not in names}
         return self._replace(settings=settings, secrets=names)
+
+
+OPTIONS: Mapping[str, Key] = {
+    "rate-limit": Key(
+        SIZE, "rate_limit", "bytes per second a backup reads from the source", "none"
+    ),
+    "sample-share": Key(
+        SHARE,
+        "sample_percent",
+        "share of what a backup did not read that is read and compared after it",
+        "1%",
+    ),
+    "sample-budget": Key(INTERVAL, "sample_budget_s", "how long that may take", "5m"),
+}
+"""The keys of a job that its own file may have, too, beside source and schedule."""
+
+_KEYS = ("source", "schedule", *OPTIONS, "secrets", "path")
 
 
 def read_job(path: Path) -> Job:
@@ -73,9 +95,7 @@ def job_of(
     schedule: Schedule = DAILY
     if "schedule" in keys:
         schedule = read_schedule(document, keys["schedule"], schedules)
-    rate = keys.get("rate-limit")
-    limit = document.accept(rate, parse_size, document.plain(rate)) if rate else None
-    return Job(source_type, settings, schedule, limit or 0)
+    return Job(source_type, settings, schedule, **read_keys(document, keys, OPTIONS))
 
 
 def _source(document: Document, node: Node, keys: Mapping[str, Node]) -> tuple[str, dict[str, Any]]:
@@ -147,8 +167,7 @@ def _dumped(path: Path, job: Job) -> str:
             for tag, rule in job.schedule.items()
         },
     }
-    if job.rate_limit:
-        value["rate-limit"] = format_size(job.rate_limit)
+    value |= _options(job)
     if job.secrets:
         value["secrets"] = list(job.secrets)
     try:
@@ -161,6 +180,18 @@ def _dumped(path: Path, job: Job) -> str:
     if not same:
         raise ConfigError(f"{path}: the settings cannot be written as YAML without changing them")
     return text
+
+
+def _options(job: Job) -> dict[str, str]:
+    """The keys of OPTIONS, as far as they differ from the default."""
+    usual, found = Job(job.source_type, job.settings), {}
+    if job.rate_limit != usual.rate_limit:
+        found["rate-limit"] = format_size(job.rate_limit)
+    if job.sample_percent != usual.sample_percent:
+        found["sample-share"] = format_percent(job.sample_percent)
+    if job.sample_budget_s != usual.sample_budget_s:
+        found["sample-budget"] = format_interval(job.sample_budget_s)
+    return found
 
 
 @contextlib.contextmanager

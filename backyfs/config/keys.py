@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from backyfs.config.document import Document, Node
 from backyfs.config.interval import parse_interval
+from backyfs.config.share import parse_percent
 from backyfs.config.size import parse_size
 from backyfs.errors import UsageError
 
@@ -46,12 +46,18 @@ def read_section(
     document: Document, node: Node, what: str, keys: Mapping[str, Key]
 ) -> dict[str, Any]:
     """The values in the mapping `node` by argument, without those missing or wrong."""
-    values = {}
-    for name, value_node in document.mapping(node, what, keys).items():
-        value = keys[name].kind.read(document, value_node, name)
-        if value is not None:
-            values[keys[name].argument] = value
-    return values
+    return read_keys(document, document.mapping(node, what, keys), keys)
+
+
+def read_keys(
+    document: Document, nodes: Mapping[str, Node], keys: Mapping[str, Key]
+) -> dict[str, Any]:
+    """Of `nodes` those that `keys` has, read, by argument; without those wrong."""
+    return {
+        key.argument: value
+        for name, key in keys.items()
+        if name in nodes and (value := key.kind.read(document, nodes[name], name)) is not None
+    }
 
 
 def _parsed(parse: Callable[[Any], Any]) -> Read:
@@ -78,6 +84,8 @@ def _interval_or_never(value: str | int) -> int:
 
 
 def _addresses(value: str | int) -> tuple[str, ...]:
+    from ipaddress import ip_address
+
     parts = [part.strip() for part in str(value).split(",") if part.strip()]
     try:
         return tuple(str(ip_address(part)) for part in parts)
@@ -124,6 +132,10 @@ INTERVAL_OR_NEVER = Kind(
 )
 SIZE = Kind(
     _parsed(parse_size), {"type": ["string", "integer"], "minimum": 1, "examples": ["50M", "1.5G"]}
+)
+SHARE = Kind(
+    _parsed(parse_percent),
+    {"type": "string", "pattern": r"^[0-9]{1,3}(\.[0-9]{1,4})? ?%$", "examples": ["1%", "0.25%"]},
 )
 ADDRESSES = Kind(_parsed(_addresses), {"type": "string", "examples": ["127.0.0.1, ::1"]})
 PORT = Kind(_parsed(_port), {"type": ["integer", "string"], "minimum": 0, "maximum": 65535})

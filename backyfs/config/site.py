@@ -21,18 +21,18 @@ from types import MappingProxyType
 from typing import Any
 
 from backyfs.config.document import Document, Node, load
-from backyfs.config.job import Job, job_of
+from backyfs.config.job import OPTIONS, Job, job_of
 from backyfs.config.keys import (
     ADDRESSES,
     INTERVAL,
     INTERVAL_OR_NEVER,
     PATH,
     PORT,
-    SIZE,
     TEXT,
     Key,
     choice,
     integer,
+    read_keys,
     read_section,
 )
 from backyfs.config.schedule import BUILT_IN, Schedule, read_schedule
@@ -178,9 +178,7 @@ JOB_EXTRA: Mapping[str, Key] = {
     "tenant": Key(TEXT, "tenant", "whom the storage is billed to", "none"),
 }
 
-RATE_LIMIT = Key(SIZE, "rate_limit", "bytes per second a backup reads from the source", "none")
-
-JOB_KEYS = ("source", "schedule", "rate-limit", *JOB_EXTRA)
+JOB_KEYS = ("source", "schedule", *OPTIONS, *JOB_EXTRA)
 SECTIONS = ("include", "global", "maintenance", "schedules", "jobs", "api", "peers")
 _SECTIONS_INCLUDED = ("schedules", "jobs")
 _NOT_USED = ("api", "peers")
@@ -299,11 +297,7 @@ class _Reader:
         if "source" in keys and job.source_type and self._check_source:
             check = self._check_source
             document.accept(keys["source"], lambda job: check(job.source_type, job.settings), job)
-        extra = {
-            key.argument: value
-            for text, key in JOB_EXTRA.items()
-            if text in keys and (value := key.kind.read(document, keys[text], text)) is not None
-        }
+        extra = read_keys(document, keys, JOB_EXTRA)
         return SiteJob(name, job, _schedule_name(keys.get("schedule")), **extra)
 
     def _is_new(self, document: Document, node: Node, kind: str, name: str) -> bool:

@@ -247,3 +247,15 @@ def test_secrets_can_be_left_out_by_name(tmp_path: Path) -> None:
     write_job(tmp_path / "config", public)
     assert "hush" not in (tmp_path / "config").read_text()
     assert read_job(tmp_path / "config") == public
+
+
+def test_how_much_is_sampled_is_written_where_it_is_not_the_usual(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    usual = Job("file", {"filename": "/a"})
+    write_job(path, usual)
+    assert "sample" not in path.read_text()
+    assert (read_job(path).sample_percent, read_job(path).sample_budget_s) == (1.0, 300)
+    job = usual._replace(sample_percent=0.0, sample_budget_s=90, rate_limit=1 << 20)
+    write_job(path, job)
+    assert "sample-share: 0%\nsample-budget: 1m30s\n" in path.read_text()
+    assert read_job(path) == job

@@ -100,11 +100,14 @@ jobs:
     store: cow
     tenant: ACME Ltd
     rate-limit: 50MiB
+    sample-share: 2.5%
+    sample-budget: 10m
 """
     job = site(tmp_path, text, sources=True).jobs["db01"]
     assert job.schedule == {"nightly": Rule(36 * 3600, 3)}
     assert (job.schedule_name, job.store, job.tenant) == ("", "cow", "ACME Ltd")
     assert job.job.rate_limit == 50 << 20
+    assert (job.job.sample_percent, job.job.sample_budget_s) == (2.5, 600)
     assert job.job.settings["disks"] == {"root": "/dev/vg/root", "data": "/dev/vg/data"}
 
 
@@ -136,6 +139,8 @@ def test_a_built_in_schedule_can_be_defined_anew(tmp_path: Path) -> None:
         ("jobs: {a: {source: {type: file, filename: /a}, schedule: dayly}}\n", "mean 'daily'?"),
         ("jobs: {a: {source: {type: file, filename: /a}, store: zfs}}\n", "none of: auto, packs,"),
         ("jobs: {a: {source: {type: file, filename: /a}, rate-limit: 5X}}\n", "no number of bytes"),
+        ("jobs: {a: {source: {type: file, filename: /a}, sample-share: 1}}\n", ":1:62: 1 is no sh"),
+        ("jobs: {a: {source: {type: file, filename: /a}, sample-budget: 0}}\n", "0 is no interval"),
         ("jobs: {a: {source: {type: file, filename: /a}, tennant: x}}\n", "mean 'tenant'?"),
         ("include: nothere.conf\n", ":1:10: "),
         ("include: {a: b}\n", ":1:10: include must be text"),
