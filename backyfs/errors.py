@@ -7,6 +7,7 @@
     │   └── Unsupported    10   there is one, but of a version or with a feature we do not know
     ├── NoRevision         11   no revision (or disk) matches
     ├── Corrupt            12   stored bytes fail their checksum, or are missing
+    ├── Mismatch           12   a new revision differs from its source where it was not read
     ├── SourceUnavailable  13   the source cannot be read
     ├── NoSpace            14   the store's file system is full
     ├── TargetError         1   a restore or mount target cannot be used
@@ -117,6 +118,12 @@ class Corrupt(BackyfsError):
         self.reason = reason
         self.vm, self.revision, self.disk = vm, revision, disk
         self.offset, self.length = offset, length
+
+
+class Mismatch(BackyfsError):
+    """A revision was published as distrusted: its source has some of it otherwise."""
+
+    exit_code = 12
 
 
 class SourceUnavailable(BackyfsError):

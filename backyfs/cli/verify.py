@@ -28,7 +28,8 @@ _LISTED_MAX = 10
 def command(session: Session, spec: str, quick: bool, progress: bool | None, as_json: bool) -> None:
     """Read the revisions SPEC names from the medium and check every byte against its hash.
 
-    A sound revision becomes `verified`. Damage is listed and remembered: `status` shows the
+    A sound revision becomes `verified`, unless it is distrusted because its source had other bytes:
+    what is stored cannot tell. Damage is listed and remembered: `status` shows the
     damaged revisions, the next backup tries to heal them from the source. Nothing is removed.
     Exits 12 when anything is damaged. Frames that several revisions share are read once.
     """
@@ -47,6 +48,7 @@ def command(session: Session, spec: str, quick: bool, progress: bool | None, as_
         verdicts = run(verify, repository, records, quick=quick, progress=shown)
     for verdict in verdicts:
         _print_verdict(verdict, quick, as_json, session.quiet)
+        _warn_if_doubtful(repository, verdict, as_json)
     for revision, error in unreadable.items():
         _print(revision, "unreadable", [Damage("", None, error.message)], as_json)
     _fail_if_damaged(repository, verdicts, unreadable)
@@ -71,6 +73,11 @@ def _print_verdict(verdict: Verdict, quick: bool, as_json: bool, quiet: bool) ->
         state = "structure ok" if quick else "ok"
     if as_json or verdict.damage or not quiet:
         _print(verdict.record.id, state, verdict.damage, as_json)
+
+
+def _warn_if_doubtful(repository: Repository, verdict: Verdict, as_json: bool) -> None:
+    if verdict.sound and (state := repository.state(verdict.record)).lasting:
+        output.warn(f"{verdict.record.id} stays distrusted: {state.why}", as_json=as_json)
 
 
 def _print(revision: str, state: str, damage: Sequence[Damage], as_json: bool) -> None:

@@ -60,8 +60,9 @@ async def verify(
 ) -> list[Verdict]:
     """Read these revisions completely and say of each, in order of `seq`, what is damaged.
 
-    Sound revisions become trusted as verified. `quick` looks at the structure of the files and
-    at known damage only, and changes nothing. Can be cancelled; what was found stays recorded.
+    Sound revisions become trusted as verified, but for a lasting distrust. `quick` looks at the
+    structure of the files and at known damage only, and changes nothing. Can be cancelled; what
+    was found stays recorded.
     """
     found: Findings = defaultdict(list)
     if not quick:

@@ -48,6 +48,11 @@ class Layout:
         """Directory of the records of damaged frames."""
         return self.path / "quarantine"
 
+    @property
+    def reports(self) -> Path:
+        """Directory of the evidence of revisions that differ from their source."""
+        return self.path / "reports"
+
     def record(self, revision: str) -> Path:
         """The record of a revision."""
         return self.revisions / f"{revision}{RECORD_SUFFIX}"

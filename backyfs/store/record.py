@@ -92,6 +92,11 @@ class Stats:
     backup: of all frames that are not zero) · `stored`: bytes added to the store · `verified`:
     bytes read back and compared (0 = not verified) · `torn_frames`: frames of the source that
     changed while being read.
+
+    `believed`: bytes of the image that were not read, because the source said that they had not
+    changed (None: not known, of a record older than this field). Of these, `sampled` bytes in
+    `sampled_frames` frames were read again and compared; `sample_cut`: the time limit ended that;
+    `wrong_frames`: frames that the source has otherwise.
     """
 
     read: int = 0
@@ -100,6 +105,16 @@ class Stats:
     verified: int = 0
     torn_frames: int = 0
     seconds: float = 0.0
+    believed: int | None = None
+    sampled: int = 0
+    sampled_frames: int = 0
+    sample_cut: bool = False
+    wrong_frames: int = 0
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Stats:
+        """From a record's JSON; what only a later version knows is passed over."""
+        return cls(**{name: value[name] for name in cls.__slots__ if name in value})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +136,8 @@ class Draft:
 class Record:
     """A published revision. `seq` orders revisions; `time` (UTC, start) is for people.
 
-    `verification` says how the backup was verified when it was made: full, sample or none.
+    `verification` says how the backup was verified when it was made: full, sample (some of it was
+    taken over unread from the revision before, see Stats.believed) or none.
     """
 
     seq: int
@@ -195,7 +211,7 @@ def _record(value: Mapping[str, Any]) -> Record:
         tags=tuple(map(sys.intern, value["tags"])),
         trust=Trust(value["trust"]),
         verification=sys.intern(value["verification"]),
-        stats=Stats(**value["stats"]),
+        stats=Stats.of(value["stats"]),
         disks={disk.name: disk for disk in disks},
     )
 
@@ -208,17 +224,24 @@ def _shared(partitions: tuple[Partition, ...]) -> tuple[Partition, ...]:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What was decided of a revision after it was made; replaces the record's own values."""
+    """What was decided of a revision after it was made; replaces the record's own values.
+
+    `lasting`: of a distrust that reading stored bytes cannot lift, since it was the source that
+    had others.
+    """
 
     tags: tuple[str, ...]
     trust: Trust
     verified_at: datetime | None = None
     why: str = ""
+    lasting: bool = False
 
     @classmethod
     def of(cls, record: Record) -> State:
         """The state of a revision that has no state file."""
         verified = record.time if record.trust is Trust.VERIFIED else None
+        if record.trust is Trust.DISTRUSTED:
+            return cls(record.tags, record.trust, why=record.reason, lasting=True)
         return cls(record.tags, record.trust, verified)
 
     def encode(self) -> bytes:
@@ -230,6 +253,7 @@ class State:
                 "trust": str(self.trust),
                 "verified_at": timestamp(self.verified_at) if self.verified_at else None,
                 "why": self.why,
+                "lasting": self.lasting,
             }
         )
 
@@ -240,7 +264,11 @@ class State:
         try:
             at = value["verified_at"]
             return cls(
-                tuple(value["tags"]), Trust(value["trust"]), at and parse_time(at), value["why"]
+                tuple(value["tags"]),
+                Trust(value["trust"]),
+                at and parse_time(at),
+                value["why"],
+                value.get("lasting", False),  # absent from states older than this
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise Corrupt(f"{what} lacks or garbles a field: {exc}") from exc

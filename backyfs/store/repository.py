@@ -30,6 +30,7 @@ from backyfs.store.ledger import Ledger
 from backyfs.store.meter import Meter, Reading
 from backyfs.store.quarantine import Quarantine
 from backyfs.store.record import Record, State
+from backyfs.store.reports import Reports
 from backyfs.store.staging import Staging
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class Repository:
         self.identity = identity
         self.fs = fs
         self.quarantine = Quarantine(self.layout.quarantine, fs)
+        self.reports = Reports(self.layout.reports, fs)
         self.place = Place(self.layout, identity.uuid, fs, self.quarantine)
         self.format = _format(identity.store, self.place)
         self.ledger = Ledger(self.layout, fs)
@@ -453,7 +455,13 @@ def _temporaries(layout: Layout) -> list[Path]:
     oldest = clock.time() - STRAY_AGE_S
     return [
         path
-        for directory in (layout.revisions, layout.packs, layout.quarantine, layout.path)
+        for directory in (
+            layout.revisions,
+            layout.packs,
+            layout.quarantine,
+            layout.reports,
+            layout.path,
+        )
         if directory.is_dir()
         for path in directory.glob(f"*{TEMPORARY_SUFFIX}")
         if directory in (layout.revisions, layout.packs) or path.stat().st_mtime < oldest

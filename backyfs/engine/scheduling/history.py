@@ -25,7 +25,7 @@ class Revision:
 
     `time`: wall time of its start. `seconds`: how long the backup took. `good`: neither torn nor
     distrusted nor damaged. `relied`: not distrusted; a torn one is a backup, too, that need not be
-    repeated before its time.
+    repeated before its time. `lasting`: distrusted, and verifying would not change that.
     """
 
     id: str
@@ -34,6 +34,7 @@ class Revision:
     seconds: float
     good: bool = True
     relied: bool = True
+    lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,10 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The newest revision that can be relied on by tag, the newest good one, and the newest."""
+    """The newest revision that can be relied on by tag, the newest good one, and the newest.
+
+    `distrusted`: the id of the newest one that verifying may make trusted, or "".
+    """
 
     newest: Mapping[str, Seen] = field(default_factory=dict)
     good: Seen | None = None
@@ -84,7 +88,7 @@ def observe(
     distrusted = ""
     for revision in reversed(revisions):
         if not revision.relied:
-            distrusted = distrusted or revision.id
+            distrusted = distrusted or ("" if revision.lasting else revision.id)
         else:
             for tag in revision.tags:
                 if tag not in newest:

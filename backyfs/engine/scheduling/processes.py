@@ -167,8 +167,8 @@ def contents_of(directory: Path) -> Contents:
         if not is_repository(directory):
             return Contents()
         repository = Repository.open(directory)
-        bad = repository.quarantine.bad()
-        return Contents(_revisions(repository), len(bad))
+        bad = len(repository.quarantine.bad()) + len(repository.reports.revisions())
+        return Contents(_revisions(repository), bad)
     except OSError as exc:
         raise ConfigError(f"cannot read {directory}: {exc.strerror or exc}") from exc
 
@@ -184,7 +184,8 @@ def _revisions(repository: Repository) -> list[Revision]:
         if good and not known_good:
             good = known_good = not repository.damage_of(record)
         time, seconds = record.time.timestamp(), record.stats.seconds
-        found.append(Revision(record.id, time, state.tags, seconds, good, relied))
+        made = Revision(record.id, time, state.tags, seconds, good, relied, state.lasting)
+        found.append(made)
     return found[::-1]
 
 

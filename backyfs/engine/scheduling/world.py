@@ -39,7 +39,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a VM's directory holds: revisions, oldest first, and quarantined frames (a number)."""
+    """What a VM's directory holds: revisions, oldest first; how much evidence of what is wrong
+    (quarantined frames, reports of mismatches).
+    """
 
     revisions: Sequence[Revision] = ()
     quarantined: int = 0
