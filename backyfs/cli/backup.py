@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,10 +14,13 @@ from backyfs.cli import describe, options, output
 from backyfs.cli.completing import complete_tags
 from backyfs.cli.session import Session
 from backyfs.config import Job, Schedule, read_job
-from backyfs.errors import ConfigError, UsageError
+from backyfs.errors import ConfigError, Mismatch, UsageError
 from backyfs.model import DEFAULT_DISK, Consistency, Extent, Trust, disk_name
 from backyfs.store.record import Record, State
 from backyfs.store.repository import Repository
+
+if TYPE_CHECKING:
+    from backyfs.engine.sampling import Sampling
 
 
 @click.command()
@@ -63,7 +66,10 @@ def command(
     schedule that are due.
 
     A second backup of the same VM at the same time exits 75, or waits with --wait. A source that
-    changes while it is read gives a revision of consistency "torn", with a warning.
+    changes while it is read gives a revision of consistency "torn", with a warning. If what was
+    not read, because it had not changed, turns out to differ (a sample of it is compared), the
+    revision is distrusted, evidence is kept in DIR/reports, and the exit code is 12: back up again,
+    then everything is read.
     """
     from backyfs.cli.running import run
     from backyfs.cli.showing import showing
@@ -88,11 +94,19 @@ def command(
             schedule=job.schedule,
             force=force,
             verify=not no_verify,
+            sampling=None if no_verify else _sampling(job),
             changes=lists,
             wait_s=wait_s,
             progress=shown,
         )
     _report(session, repository, record, as_json)
+    _fail_if_distrusted(repository, record)
+
+
+def _sampling(job: Job) -> Sampling:
+    from backyfs.engine.sampling import Sampling  # not without verification
+
+    return Sampling(job.sample_percent / 100, job.sample_budget_s)
 
 
 def _secrets(session: Session, repository: Repository, job: Job) -> dict[str, Any]:
@@ -117,11 +131,26 @@ def _report(session: Session, repository: Repository, record: Record, as_json: b
         output.json_line({"message_type": "summary", "vm": repository.name, **value})
     elif not session.quiet:
         stats = record.stats
-        verified = "verified" if record.verification == "full" else "not verified"
         output.line(
             f"{record.id}: read {output.size(stats.read)}, changed {output.size(stats.changed)}, "
             f"stored {output.size(stats.stored)} in {output.duration(stats.seconds)}; "
-            f"{record.consistency}, {verified}; {', '.join(record.tags) or 'no tags'}"
+            f"{record.consistency}, {_verified(record)}; "
+            f"{', '.join(record.tags) or 'no tags'}"
+        )
+
+
+def _verified(record: Record) -> str:
+    if record.verification == "sample":
+        return "verified by sample" if record.stats.sampled_frames else "verified where read"
+    return "verified" if record.verification == "full" else "not verified"
+
+
+def _fail_if_distrusted(repository: Repository, record: Record) -> None:
+    if record.trust is Trust.DISTRUSTED:
+        raise Mismatch(
+            f"{repository.name}: {record.id} is distrusted: {record.reason}",
+            hint="back up again, which reads everything; the evidence: "
+            f"{repository.reports.path(record.id)}",
         )
 
 

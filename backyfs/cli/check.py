@@ -29,6 +29,7 @@ KINDS = (
     "late",
     "torn",
     "distrusted",
+    "mismatch",
     "damaged",
     "unreadable",
     "unverified",
@@ -109,8 +110,8 @@ def command(
     This does not read stored data: `verify` and `scrub` do; how long ago that was is part of the
     answer. A job is late when its newest good revision (not torn, distrusted or damaged) is older
     than 1.5 of the shortest interval of its schedule. Everything else that needs somebody counts,
-    too: KIND is late, torn, distrusted, damaged, unreadable, unverified, clock, readers, unpurged,
-    repository, status, disk or unmanaged.
+    too: KIND is late, torn, distrusted, mismatch (a revision differs from its source), damaged,
+    unreadable, unverified, clock, readers, unpurged, repository, status, disk or unmanaged.
 
     Works without the scheduler, from the configuration of all jobs (-c) and the stores. Without
     that file, the VMs in the directory given with -b are looked at by their own configuration.
@@ -203,6 +204,7 @@ def _performance(result: Check) -> str:
         f"late={sum(job.late for job in result.jobs)};0;0;0",
         f"running={sum(job.running is not None for job in result.jobs)};;;0",
         f"quarantine={sum(job.bad_frames for job in result.jobs)};0;;0",
+        f"reports={sum(job.reports for job in result.jobs)};0;;0",
         f"unmanaged={len(result.unmanaged)};0;;0",
     ]
     if ages:
@@ -248,6 +250,7 @@ def _job(job: JobHealth, result: Check) -> dict[str, Any]:
         "checked_at": _time(job.checked) if job.checked else None,
         "revisions": {str(trust): count for trust, count in job.by_trust.items()},
         "bad_frames": job.bad_frames,
+        "reports": job.reports,
     }
 
 

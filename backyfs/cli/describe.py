@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
+from backyfs.errors import Corrupt
 from backyfs.model import Extent
 from backyfs.store.format import Damage
 from backyfs.store.record import Record, State, timestamp
+from backyfs.store.reports import Report, Reports
 
 
 def revision(record: Record, state: State) -> dict[str, Any]:
@@ -31,6 +34,11 @@ def revision(record: Record, state: State) -> dict[str, Any]:
         "stored": stats.stored,
         "verified": stats.verified,
         "torn_frames": stats.torn_frames,
+        "believed": stats.believed,
+        "sampled": stats.sampled,
+        "sampled_frames": stats.sampled_frames,
+        "sample_cut": stats.sample_cut,
+        "wrong_frames": stats.wrong_frames,
         "seconds": stats.seconds,
         "disks": [
             {"name": disk.name, "size": disk.size, "digest": disk.digest}
@@ -50,6 +58,25 @@ def damage(items: Iterable[Damage]) -> list[dict[str, Any]]:
         }
         for item in items
     ]
+
+
+def reports(found: Reports) -> list[dict[str, Any]]:
+    """Reports of frames that differ from the source; of one that cannot be read only its place."""
+    return [_report(found, revision) for revision in found.revisions()]
+
+
+def _report(found: Reports, revision: str) -> dict[str, Any]:
+    report: Report | None = None
+    with contextlib.suppress(Corrupt):
+        report = found.read(revision)
+    return {
+        "revision": revision,
+        "path": str(found.path(revision)),
+        "found": report.found if report else None,
+        "sampled_frames": report.sampled_frames if report else None,
+        "wrong_frames": report.wrong_frames if report else None,
+        "doubted": list(report.doubted) if report else None,
+    }
 
 
 def extents(items: Iterable[Extent]) -> list[dict[str, int]]:

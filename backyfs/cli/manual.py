@@ -10,7 +10,7 @@ EXIT_CODES: Mapping[int, str] = {
     2: "wrong usage, or something that would lose data was not confirmed",
     10: "no repository there, or one this program cannot use",
     11: "no such revision or disk",
-    12: "damaged data",
+    12: "damaged data, or a new revision that differs from its source",
     13: "the source cannot be read",
     14: "no space left",
     75: "busy: another process is writing to the repository; try again or give --wait",

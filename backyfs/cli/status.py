@@ -29,6 +29,7 @@ def command(session: Session, as_json: bool, as_yaml: bool) -> None:
     store. Trust is a judgement (trusted, verified, distrusted); Health is what is known: ok,
     damaged (bytes or files of it fail their checksum) or unreadable (its record cannot be read).
     Known damage comes from verify, scrub, backups and readers: `backyfs verify` looks for more.
+    Below are the reports of revisions that were found to differ from their source.
     """
     if as_yaml:
         _show_yaml(session.repository())
@@ -55,6 +56,8 @@ def _show_vm(repository: Repository, as_json: bool) -> None:
     if rows:
         output.line(output.table((*header, "Consistency", "Health"), rows, right=(2, 3, 4)))
     output.line(_summary(revisions))
+    for found in describe.reports(repository.reports):
+        output.line(_told(found))
     for error in unreadable.values():
         output.warn(error.message)
 
@@ -102,6 +105,12 @@ def _summary(revisions: Sequence[tuple[Record, State]]) -> str:
     return f"{count}, whose backups stored {output.size(stored)}"
 
 
+def _told(report: Mapping[str, Any]) -> str:
+    count = f"{report['wrong_frames']} of {report['sampled_frames']} sampled frames differ"
+    what = count if report["found"] else "it cannot be read"
+    return f"report about {report['revision']}: {what}: {report['path']}"
+
+
 def _value(
     repository: Repository,
     revisions: Sequence[tuple[Record, State]],
@@ -122,6 +131,7 @@ def _value(
             for record, state in revisions
         ],
         "unreadable": [{"id": i, "reason": error.message} for i, error in unreadable.items()],
+        "reports": describe.reports(repository.reports),
     }
 
 
@@ -159,6 +169,7 @@ def _summarised(path: Path) -> dict[str, Any]:
         "unreadable": sorted(unreadable),
         "distrusted": [r.id for r, s in pairs if s.trust is Trust.DISTRUSTED],
         "torn": [r.id for r, _ in pairs if r.consistency is Consistency.TORN],
+        "reports": repository.reports.revisions(),
     }
 
 
@@ -172,7 +183,7 @@ def _base_row(summary: Mapping[str, Any]) -> list[str]:
         revision, size = latest["id"], output.size(latest["size"])
     problems = [
         f"{len(summary[key])} {key}"
-        for key in ("damaged", "unreadable", "distrusted", "torn")
+        for key in ("damaged", "unreadable", "distrusted", "torn", "reports")
         if summary[key]
     ]
     return [

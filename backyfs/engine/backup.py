@@ -1,15 +1,19 @@
 """One backup: all disks of a VM become one revision, or nothing does.
 
-    lock -> base -> begin -> snapshot -> read and write -> seal -> read back -> commit -> published
+    lock -> base -> begin -> snapshot -> read and write -> seal -> read back -> sample -> commit
+    -> published
 
 The base (the revision's parent) is the newest revision whose files are whole; where the source
 has lost what it knew of that one, the next older one it still knows. Frames are compared
 with it by hash, so a base that is distrusted, torn or damaged in places costs time, never
 correctness: only what is *not read* rests on it, and so change lists are used only when the base is
-neither distrusted nor torn. Frames known to be damaged are read whatever has changed.
+neither distrusted nor torn. Frames known to be damaged are read whatever has changed. Of a frozen
+snapshot a sample of what was not read is compared with the source (`sampling`); should it differ,
+the revision is published as distrusted (`mismatch`).
 
-Cancelled before the commit nothing stays behind; once the record is written the revision is
-complete, the source is told, and the record is returned even to a cancelled caller.
+Cancelled before the commit nothing stays behind; between evidence and commit nothing is cancelled.
+Once the record is written the revision is complete, the source is told, and the record is returned
+even to a cancelled caller.
 """
 
 from __future__ import annotations
@@ -44,6 +48,7 @@ from backyfs.store.staging import Staging
 
 if TYPE_CHECKING:
     from backyfs.engine.readback import Finding
+    from backyfs.engine.sampling import Sampling
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +63,7 @@ async def back_up(
     schedule: Schedule | None = None,
     force: bool = False,
     verify: bool = True,
+    sampling: Sampling | None = None,
     changes: ChangeLists | None = None,
     wait_s: float = 0.0,
     progress: Progress = QUIET,
@@ -69,7 +75,9 @@ async def back_up(
     some disks, all extents that may differ from the newest revision; where it cannot be relied
     on (no sound and trusted newest revision, another size) the disk is read whole. `verify` reads
     back what was stored and reads the source again; a source that changed meanwhile gives a
-    revision of consistency "torn", which is no error.
+    revision of consistency "torn", which is no error. `sampling` says how much of what was not read
+    is looked at then (None: as much as usual); a revision in which that differs from the source is
+    published with trust DISTRUSTED: the caller must tell.
 
     Raises UsageError, Busy (after `wait_s` seconds), SourceUnavailable, NoSpace, and Corrupt when
     stored bytes read back wrong. Can be cancelled at any point.
@@ -82,8 +90,8 @@ async def back_up(
         base = await trio.to_thread.run_sync(choose_base, repository, opened)
         begun = repository.begin(intent, base.record, time=now())
         async with in_thread(begun) as staging:
-            backup = _Backup(repository.name, staging, base, changes or {}, progress)
-            record = await backup.run(opened, checked, verify)
+            backup = _Backup(repository, staging, base, changes or {}, progress)
+            record = await backup.run(opened, checked, verify, sampling)
         with trio.CancelScope(shield=True):
             noting = partial(repository.note_usage, "backup", record, time=now())
             await trio.to_thread.run_sync(noting)
@@ -186,6 +194,11 @@ class _Disk:
         """Bytes the steps cover, for progress."""
         return self.source.size if self.listed is None else size_of(self.listed)
 
+    @property
+    def believed(self) -> int:
+        """Bytes that are not read, but taken over from the base."""
+        return self.source.size - self.length
+
     def jobs(self) -> Iterator[Job[_Taken]]:
         """Everything that is to be read and written, in batches."""
         steps = (
@@ -214,14 +227,22 @@ class _Backup:
     """One run, from the empty staging to the published record."""
 
     def __init__(
-        self, vm: str, staging: Staging, base: Base, changes: ChangeLists, progress: Progress
+        self,
+        repository: Repository,
+        staging: Staging,
+        base: Base,
+        changes: ChangeLists,
+        progress: Progress,
     ) -> None:
-        self._vm, self._staging, self._base = vm, staging, base
+        self._repository, self._vm = repository, repository.name
+        self._staging, self._base = staging, base
         self._changes, self._progress = changes, progress
         self._stats = Stats()
         self._started = time.monotonic()
 
-    async def run(self, source: Source, tags: tuple[str, ...], verify: bool) -> Record:
+    async def run(
+        self, source: Source, tags: tuple[str, ...], verify: bool, sampling: Sampling | None
+    ) -> Record:
         """Snapshot the source, store it, publish the revision."""
         published: list[Record] = []
         snapshotting = source.snapshot(self._staging.revision, self._base.bookmarks(source.type))
@@ -229,7 +250,7 @@ class _Backup:
             async with in_thread(snapshotting) as snapshot:
                 disks = await trio.to_thread.run_sync(self._open, snapshot)
                 await self._store(disks)
-                finding = await self._read_back(snapshot, disks) if verify else None
+                finding = await self._read_back(snapshot, disks, sampling) if verify else None
                 draft = await trio.to_thread.run_sync(
                     self._draft, source.type, snapshot, tags, finding
                 )
@@ -254,6 +275,7 @@ class _Backup:
         for name, disk in snapshot.disks.items():
             writer = self._staging.disk(name, disk.size)
             disks.append(_Disk(name, disk, writer, self._listed(name, disk, writer)))
+        self._stats = replace(self._stats, believed=sum(disk.believed for disk in disks))
         return disks
 
     def _listed(self, name: str, disk: DiskSnapshot, writer: DiskWriter) -> Sequence[Extent] | None:
@@ -281,13 +303,16 @@ class _Backup:
         )
         self._progress.advance(taken.covered)
 
-    async def _read_back(self, snapshot: Snapshot, disks: Sequence[_Disk]) -> Finding:
+    async def _read_back(
+        self, snapshot: Snapshot, disks: Sequence[_Disk], sampling: Sampling | None
+    ) -> Finding:
         from backyfs.engine.readback import read_back  # not every backup is verified
 
         return await read_back(
             self._staging,
             snapshot,
             {disk.name: disk.listed for disk in disks},
+            sampling,
             vm=self._vm,
             progress=self._progress,
         )
@@ -295,26 +320,38 @@ class _Backup:
     def _draft(
         self, source_type: str, snapshot: Snapshot, tags: tuple[str, ...], finding: Finding | None
     ) -> Draft:
-        torn = finding.torn_frames if finding else 0
-        stats = replace(
-            self._stats,
-            stored=self._staging.stored_bytes,
-            verified=finding.compared_bytes if finding else 0,
-            torn_frames=torn,
-            seconds=round(time.monotonic() - self._started, 3),
-        )
+        """What is to be said of the revision. Evidence against it is kept here: the commit follows
+        without a point at which it could be cancelled.
+        """
+        if wrong := finding is not None and finding.wrong:
+            self._denounce(finding)
+        torn = finding is not None and finding.torn_frames > 0
+        stats = finding.noted(self._stats) if finding else self._stats
         return Draft(
             consistency=Consistency.TORN if torn else snapshot.consistency,
-            reason=f"{finding}; {snapshot.reason}" if torn else snapshot.reason,
+            reason=f"{finding}; {snapshot.reason}" if torn or wrong else snapshot.reason,
             tags=tags,
-            stats=stats,
-            verification="full" if finding else "none",
+            trust=Trust.DISTRUSTED if wrong else Trust.TRUSTED,
+            stats=replace(stats, seconds=round(time.monotonic() - self._started, 3)),
+            verification=self._verification(finding),
             sources={
                 name: {"type": source_type, "bookmark": disk.bookmark}
                 for name, disk in snapshot.disks.items()
             },
             partitions=tables(self._staging, snapshot.disks),
         )
+
+    def _verification(self, finding: Finding | None) -> str:
+        if finding is None:
+            return "none"
+        return "sample" if self._stats.believed else "full"
+
+    def _denounce(self, finding: Finding) -> None:
+        from backyfs.engine.mismatch import denounce
+
+        assert self._base.record is not None
+        assert finding.sampled is not None
+        denounce(self._repository, self._staging, self._base.record, finding.sampled)
 
 
 def _tell(record: Record) -> None:

@@ -45,8 +45,8 @@ class Severity(IntEnum):
 class Finding:
     """Something an operator should know. `job` "" = it is about the whole site.
 
-    `kind` is a word to choose by: late, torn, distrusted, damaged, unreadable, unverified, clock,
-    readers, unpurged, repository, status, disk, unmanaged.
+    `kind` is a word to choose by: late, torn, distrusted, mismatch, damaged, unreadable,
+    unverified, clock, readers, unpurged, repository, status, disk, unmanaged.
     """
 
     severity: Severity
@@ -84,7 +84,8 @@ class JobHealth:
 
     `good`: the newest revision one may rely on: not torn, distrusted or damaged, nor of a time
     that is still to come. `attempted`: the newest of whatever kind. `running`: since when a
-    backup is being made. `by_trust`: revisions by trust. `bad_frames`: in quarantine.
+    backup is being made. `by_trust`: revisions by trust. `bad_frames`: in quarantine. `reports`:
+    of revisions that differ from their source.
     `checked`: when stored data was last read and compared.
     """
 
@@ -95,6 +96,7 @@ class JobHealth:
     checked: datetime | None = None
     by_trust: dict[Trust, int] = field(default_factory=lambda: dict.fromkeys(Trust, 0))
     bad_frames: int = 0
+    reports: int = 0
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -168,6 +170,7 @@ def _examine(health: JobHealth, repository: Repository, now: datetime, held: loc
         health.by_trust[one.state.trust] += 1
     _judge_clock(health, records, now)
     _judge_revisions(health, seen, now)
+    _judge_reports(health, repository.reports.revisions())
     _judge_age(health, now, created=_time(repository.identity.created))
     for revision in sorted(entries.keys() - {record.id for record in records}):
         health.find(Severity.WARNING, "unreadable", f"the record of {revision} cannot be read")
@@ -226,6 +229,15 @@ def _judge_revisions(health: JobHealth, seen: Sequence[_Seen], now: datetime) ->
     if damaged or health.bad_frames:
         frames = f" ({health.bad_frames} bad frames in quarantine)" if health.bad_frames else ""
         health.find(Severity.WARNING, "damaged", f"{_count(damaged)} damaged{frames}")
+
+
+def _judge_reports(health: JobHealth, revisions: Sequence[str]) -> None:
+    """Evidence stays until an operator removes it, whatever became of the revisions."""
+    health.reports = len(revisions)
+    if revisions:
+        are = "revisions were" if len(revisions) > 1 else "revision was"
+        text = f"{len(revisions)} {are} found to differ from the source, the last {revisions[-1]}"
+        health.find(Severity.WARNING, "mismatch", f"{text}: see reports/")
 
 
 def _judge_age(health: JobHealth, now: datetime, created: datetime | None) -> None:

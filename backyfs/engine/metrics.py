@@ -193,10 +193,13 @@ class _JobState:
         self._running = _gauge("job_running", "Whether a backup of the job is running.")
         self._revisions = _gauge("job_revisions", "Revisions by trust.", "trust")
         self._quarantine = _gauge("quarantine_reports", "Stored frames known to be bad.")
+        self._reports = _gauge(
+            "job_mismatch_reports", "Reports of revisions that differ from their source."
+        )
 
     @property
     def metrics(self) -> Sequence[Metric]:
-        return (self._late, self._running, self._revisions, self._quarantine)
+        return (self._late, self._running, self._revisions, self._quarantine, self._reports)
 
     def add(self, job: JobHealth) -> None:
         labels = _labels(job)
@@ -205,6 +208,7 @@ class _JobState:
         for trust, count in job.by_trust.items():
             self._revisions.add_metric([*labels, str(trust)], count)
         self._quarantine.add_metric(labels, job.bad_frames)
+        self._reports.add_metric(labels, job.reports)
 
 
 class _JobBytes:

@@ -16,6 +16,7 @@ class Phase(StrEnum):
     BACKUP = "backing up"
     STORED = "checking stored bytes"
     SOURCE = "comparing with the source"
+    SAMPLE = "sampling what was not read"
     VERIFY = "verifying"
     SCRUB = "scrubbing"
     COPY = "copying"

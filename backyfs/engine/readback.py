@@ -7,14 +7,16 @@ torn.
 
 What is read again: of a frozen snapshot the frames that were stored anew (all others matched a
 recorded hash, which an error while reading cannot do). Of a source that may change under the
-backup, everything that was read, and whatever became data meanwhile.
+backup, everything that was read, and whatever became data meanwhile. Frames that were not read at
+all are another matter: of a frozen snapshot, `sampling` looks at some of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
@@ -26,7 +28,11 @@ from backyfs.extents import union
 from backyfs.model import FRAME, Extent
 from backyfs.source.contract import DiskSnapshot, Snapshot
 from backyfs.store.contract import StoredImage
+from backyfs.store.record import Stats
 from backyfs.store.staging import Staging
+
+if TYPE_CHECKING:
+    from backyfs.engine.sampling import Sampled, Sampling
 
 _ZERO = bytes(FRAME)
 _ZERO_HASH = bytes(32)
@@ -34,14 +40,38 @@ _ZERO_HASH = bytes(32)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What reading back showed of a revision whose stored bytes are sound."""
+    """What reading back showed of a revision whose stored bytes are sound.
+
+    `sampled`: what a sample of the frames that were not read showed; None: there was none.
+    """
 
     compared_bytes: int
     torn_frames: int
     frozen: bool
+    sampled: Sampled | None = None
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the revision is known to differ from its source."""
+        return self.sampled is not None and self.sampled.wrong_frames > 0
+
+    def noted(self, stats: Stats) -> Stats:
+        """`stats` with the numbers of this finding."""
+        stats = replace(stats, verified=self.compared_bytes, torn_frames=self.torn_frames)
+        if (found := self.sampled) is None:
+            return stats
+        return replace(
+            stats,
+            sampled=found.compared_bytes,
+            sampled_frames=found.frames,
+            sample_cut=found.cut,
+            wrong_frames=found.wrong_frames,
+        )
 
     def __str__(self) -> str:
         """The finding in words, for an operator."""
+        if self.wrong:
+            return str(self.sampled)
         if not self.torn_frames:
             return "the source reads the same again"
         if self.frozen:
@@ -53,17 +83,46 @@ async def read_back(
     staging: Staging,
     snapshot: Snapshot,
     listed: Mapping[str, Sequence[Extent] | None],
+    sampling: Sampling | None = None,
     *,
     vm: str,
     progress: Progress,
 ) -> Finding:
     """Check a sealed revision. `listed`: per disk the extents that were read, None = all data.
 
+    `sampling`: how much of a frozen snapshot that was not read is looked at (None: the usual).
+
     Raises Corrupt when stored bytes read back wrong, SourceUnavailable when the source fails.
     """
     written = {name: staging.written(name) for name in snapshot.disks}
     await _check_stored(staging, written, vm, progress)
-    return await _compare(staging, snapshot, written if snapshot.frozen else listed, progress)
+    if not snapshot.frozen:
+        return await _compare(staging, snapshot, listed, progress)
+    finding = await _compare(staging, snapshot, written, progress)
+    sampled = await _sample(staging, snapshot, listed, sampling, progress)
+    if sampled is None:
+        return finding
+    return replace(finding, torn_frames=finding.torn_frames + sampled.unstable, sampled=sampled)
+
+
+async def _sample(
+    staging: Staging,
+    snapshot: Snapshot,
+    listed: Mapping[str, Sequence[Extent] | None],
+    sampling: Sampling | None,
+    progress: Progress,
+) -> Sampled | None:
+    """A sample of what was not read of the disks; None: all was read, or no sample is wanted."""
+    unread = {name: extents for name, extents in listed.items() if extents is not None}
+    if not unread or (sampling is not None and not sampling.share):
+        return None
+    from backyfs.engine.sampling import Believed, Sampling, sample  # few backups have any
+
+    disks = [
+        Believed(name, staging.image(name), snapshot.disks[name], extents)
+        for name, extents in unread.items()
+    ]
+    return await sample(disks, sampling or Sampling(), progress)
 
 
 async def _check_stored(
@@ -170,12 +229,13 @@ def differing(image: StoredImage, extent: Extent, data: bytes) -> int:
     hashes = image.hashes(extent.offset // FRAME, frames(extent.length))
     view = memoryview(data)
     return sum(
-        not _matches(view[at : at + FRAME], hashes[index * 32 : index * 32 + 32])
+        not matches(view[at : at + FRAME], hashes[index * 32 : index * 32 + 32])
         for index, at in enumerate(range(0, len(data), FRAME))
     )
 
 
-def _matches(frame: memoryview, expected: bytes) -> bool:
+def matches(frame: memoryview, expected: bytes) -> bool:
+    """Whether a frame (the last of a disk may be short) has this hash."""
     if expected == _ZERO_HASH:
         return bytes(frame) == _ZERO[: len(frame)]
     digest = blake3(frame)
