@@ -20,6 +20,8 @@ from typing import TypeVar
 
 import trio
 
+from backyfs.source.cancelling import checking
+
 BATCH_BYTES = 2 << 20
 """Image bytes of one job."""
 
@@ -69,8 +71,12 @@ async def run_jobs(jobs: Iterator[Job[T]], done: Callable[[T], None], *, threads
 
 @asynccontextmanager
 async def in_thread(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
-    """Enter and leave a blocking context manager in threads; leaving it is never cut short."""
-    value = await trio.to_thread.run_sync(manager.__enter__)
+    """Enter and leave a blocking context manager in threads; leaving it is never cut short.
+
+    Cancelled meanwhile, entering goes on to its next `checkpoint`.
+    """
+    with checking(trio.from_thread.check_cancelled):
+        value = await trio.to_thread.run_sync(manager.__enter__)
     async with leaving(manager):
         yield value
 

@@ -13,6 +13,7 @@ import trio
 
 from backyfs.engine.pipeline import Job, in_thread, run_jobs
 from backyfs.errors import Corrupt, SourceUnavailable
+from backyfs.source.cancelling import checkpoint
 
 
 async def test_every_job_runs_once_and_results_arrive() -> None:
@@ -128,6 +129,30 @@ async def test_a_context_is_left_in_spite_of_cancellation() -> None:
             scope.cancel()
             await trio.sleep_forever()
     assert events == ["enter", "Cancelled", "leave"]
+
+
+async def test_entering_a_context_is_cancelled_at_a_checkpoint() -> None:
+    events = []
+
+    @contextlib.contextmanager
+    def manager() -> Iterator[None]:
+        try:
+            while True:
+                time.sleep(0.01)
+                checkpoint()
+        finally:
+            events.append("tidied up")
+        yield
+
+    with trio.move_on_after(0.1) as scope:
+        async with in_thread(manager()):
+            raise AssertionError("it never gets that far")
+    assert scope.cancelled_caught
+    assert events == ["tidied up"]
+
+
+def test_nobody_cancels_what_the_engine_did_not_start() -> None:
+    checkpoint()
 
 
 async def test_a_context_may_swallow_an_error() -> None:
