@@ -44,8 +44,8 @@ def command(
     """Make the directory given with -b the repository of a VM and note what is backed up there.
 
     TYPE is the type of the source. For `file`, SOURCE is the path of an image file or a block
-    device, for `ceph-rbd` it is POOL/IMAGE or POOL/NAMESPACE/IMAGE; several disks are written as
-    NAME=SOURCE each:
+    device, for `ceph-rbd` and `flyingcircus` it is POOL/IMAGE or POOL/NAMESPACE/IMAGE; several
+    disks are written as NAME=SOURCE each:
 
     \b
         backyfs -b /srv/backy/web01 init file /var/lib/vms/web01.img
@@ -63,7 +63,7 @@ def command(
         raise UsageError(f"no schedule {schedule!r}", hint=f"there are: {', '.join(BUILT_IN)}")
     directory = session.directory.resolve()
     vm_name(directory.name)
-    settings = _settings(kind, sources)
+    settings = _settings(kind, sources, directory.name)
     source = registry.make(kind, settings)
     disks = source.disks()
     config = directory / "config"
@@ -79,12 +79,14 @@ def command(
         output.line(f"  {repository.store}: {_PRICE[repository.store]}")
 
 
-def _settings(kind: str, sources: Sequence[str]) -> dict[str, Any]:
+def _settings(kind: str, sources: Sequence[str], vm: str) -> dict[str, Any]:
     """The `source` section of the job."""
     if kind == "file":
         return _of_files(sources)
     if kind == "ceph-rbd":
         return _of_images(sources)
+    if kind == "flyingcircus":
+        return {**_of_images(sources), "vm": vm}
     if len(sources) > 1:
         raise UsageError(f"a source of type {kind} is named by one word")
     return {"image": sources[0]}

@@ -67,6 +67,10 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
             "Several disks:",
             "backyfs -b /srv/backy/db01 init file root=/dev/vg0/db01 data=/dev/vg0/db01-data",
         ),
+        (
+            "An RBD image whose snapshots the hypervisor takes:",
+            "backyfs -b /srv/backy/web01 init flyingcircus rbd/web01.root",
+        ),
     ),
     "backup": (
         ("What is due by the schedule:", "backyfs -b /srv/backy/web01 backup"),

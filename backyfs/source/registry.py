@@ -33,7 +33,17 @@ def _ceph_rbd(settings: Mapping[str, Any]) -> Source:
     return CephSource.from_settings(settings)
 
 
-_BUILT_IN: Mapping[str, Factory] = {"file": _file, "ceph-rbd": _ceph_rbd}
+def _flyingcircus(settings: Mapping[str, Any]) -> Source:
+    from backyfs.source.flyingcircus.source import from_settings
+
+    return from_settings(settings)
+
+
+_BUILT_IN: Mapping[str, Factory] = {
+    "file": _file,
+    "ceph-rbd": _ceph_rbd,
+    "flyingcircus": _flyingcircus,
+}
 
 
 def types() -> list[str]:

@@ -73,7 +73,7 @@ def test_an_unknown_type_is_met_with_a_suggestion(plug_ins: Path) -> None:
     with pytest.raises(ConfigError, match="unknown source type 'flie'") as caught:
         make("flie", {})
     assert caught.value.hint.startswith(
-        "did you mean 'file'? known are: absent, broken, ceph-rbd, file,"
+        "did you mean 'file'? known are: absent, broken, ceph-rbd, file, flyingcircus,"
     )
     with pytest.raises(ConfigError, match="unknown source type 'xyzzy'") as caught:
         make("xyzzy", {})

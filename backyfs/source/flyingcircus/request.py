@@ -22,6 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 
+from backyfs.source.cancelling import checkpoint
 from backyfs.source.flyingcircus.agent import ConsulError
 from backyfs.source.flyingcircus.consul import Consul, Entry
 
@@ -136,6 +137,7 @@ def _await(request: _Posted, missing: Callable[[], Sequence[str]], timeout_s: fl
         if time.monotonic() >= end:
             what = f"the hypervisor has taken no snapshot of {', '.join(lacking)}"
             return f"{what} within {timeout_s:g} s{trouble}"
+        checkpoint()
         try:
             request.wait()
             trouble = ""
