@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from backyfs.errors import Corrupt
 from backyfs.model import FRAME, Extent
 from backyfs.restore.place import opened
+from backyfs.restore.reading import BATCH, batches
 from backyfs.restore.stream import Stream
-from backyfs.restore.transfer import BATCH, Report, batches, damaged, restore
+from backyfs.restore.transfer import Report, damaged, restore
 from tests.restore.memory import MemoryImage, images, made
 
 MIB = 1 << 20
