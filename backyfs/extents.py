@@ -6,6 +6,7 @@ Only what says that it sorts holds a set in memory.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterable, Iterator
 
 from backyfs.model import FRAME, Extent
@@ -57,6 +58,20 @@ def gaps(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
         position = extent.end
     if position < size:
         yield Extent(position, size - position)
+
+
+def before(extents: Iterable[Extent], at: int) -> Iterator[Extent]:
+    """What of sorted extents lies before the byte `at`."""
+    for offset, length in itertools.takewhile(lambda extent: extent.offset < at, extents):
+        yield Extent(offset, min(length, at - offset))
+
+
+def behind(extents: Iterable[Extent], at: int) -> Iterator[Extent]:
+    """What of sorted extents lies at the byte `at` or behind it."""
+    for extent in extents:
+        if extent.end > at:
+            start = max(extent.offset, at)
+            yield Extent(start, extent.end - start)
 
 
 class Gathered:

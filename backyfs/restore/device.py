@@ -22,8 +22,8 @@ from backyfs.errors import TargetError
 from backyfs.model import Extent
 from backyfs.restore.direct import DirectFile
 from backyfs.restore.regular import HEAD_BYTES
-from backyfs.restore.target import pwrite_zeros, space_for
-from backyfs.store.fs import SYSTEM
+from backyfs.restore.target import BATCH_BYTES, WRITERS, pwrite_zeros, space_for
+from backyfs.store.fs import SYSTEM, read_exactly
 
 _BLKZEROOUT = 0x127F
 _BLKSSZGET = 0x1268
@@ -31,14 +31,21 @@ _ZERO_BYTES_MAX = 64 << 20  # per call, so that a restore can be interrupted
 
 
 class Device:
-    """A block device as a target; `device_size` is its own size in bytes."""
+    """A block device as a target; `device_size` is its own size in bytes.
+
+    Opening it takes its head away, unless `keep`: then what it holds stays where it is not
+    written, and can be read.
+    """
 
     in_order = False
+    writers = WRITERS
+    batch_bytes = BATCH_BYTES
     holes_are_zero = False
     head_bytes = HEAD_BYTES
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, *, keep: bool = False) -> None:
         self.name = str(path)
+        self._size = size
         self._fd = _open_exclusively(path)
         try:
             self.device_size = os.lseek(self._fd, 0, os.SEEK_END)
@@ -49,8 +56,9 @@ class Device:
                 )
             self._sector = _sector_bytes(self._fd)
             self._zeroing: list[Callable[[int, int], None]] = [self._punch, self._zero_out]
-            pwrite_zeros(self._fd, 0, min(HEAD_BYTES, size))
-            os.fsync(self._fd)
+            if not keep:
+                pwrite_zeros(self._fd, 0, min(HEAD_BYTES, size))
+                os.fsync(self._fd)
         except BaseException:
             os.close(self._fd)
             raise
@@ -78,6 +86,14 @@ class Device:
             for start in range(first, last, _ZERO_BYTES_MAX):
                 self._zero_sectors(start, min(_ZERO_BYTES_MAX, last - start))
             pwrite_zeros(self._fd, last, end - last)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes of what the device holds now."""
+        return read_exactly(self._fd, length, offset)
+
+    def data(self) -> Iterator[Extent]:
+        """All of it: a device does not tell where it has data."""
+        return iter([Extent(0, self._size)] if self._size else [])
 
     def _zero_sectors(self, offset: int, length: int) -> None:
         for method in list(self._zeroing):

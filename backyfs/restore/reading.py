@@ -1,6 +1,6 @@
 """Reading a stored image in batches, by threads, in bounded memory.
 
-A few batches of at most BATCH bytes each are in memory. All threads are joined when a generator
+A few batches of some MiB each are in memory. All threads are joined when a generator
 of `in_order` is closed.
 """
 
@@ -15,13 +15,14 @@ from typing import TypeVar
 
 from backyfs.errors import Corrupt
 from backyfs.model import FRAME, Extent
+from backyfs.restore.target import BATCH_BYTES
 from backyfs.store.contract import StoredImage
 
-BATCH = 2 << 20
-"""Bytes of image one task covers."""
+BATCH = BATCH_BYTES
+"""Bytes of image one task covers, unless a target wants more."""
 
 THREADS = 2
-"""Decoding keeps that many busy; those that also write wait for the medium most of the time."""
+"""Decoding keeps that many busy."""
 _AHEAD = 3
 """Tasks per thread that may have begun or be waiting before the oldest one's result is used."""
 
@@ -35,16 +36,16 @@ def ignore(count: int) -> None:
     """Progress nobody looks at."""
 
 
-def batches(extents: Iterable[Extent]) -> Iterator[Batch]:
-    """Sorted extents cut at multiples of BATCH; those of one such window form a batch."""
+def batches(extents: Iterable[Extent], bytes_max: int = BATCH) -> Iterator[Batch]:
+    """Sorted extents cut at multiples of `bytes_max`; those of one such window form a batch."""
     window: list[Extent] = []
     for extent in extents:
         offset = extent.offset
         while offset < extent.end:
-            if window and offset // BATCH != window[0].offset // BATCH:
+            if window and offset // bytes_max != window[0].offset // bytes_max:
                 yield tuple(window)
                 window.clear()
-            end = min(extent.end, (offset // BATCH + 1) * BATCH)
+            end = min(extent.end, (offset // bytes_max + 1) * bytes_max)
             window.append(Extent(offset, end - offset))
             offset = end
     if window:
@@ -59,15 +60,16 @@ def length_of(extents: Sequence[Extent]) -> int:
 class Buffers:
     """Memory for batches, used again and again; each begins at a page's start."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: int = BATCH) -> None:
+        self._length = length
         self._free: deque[memoryview] = deque()
 
     def take(self) -> memoryview:
-        """BATCH bytes of whatever content, the caller's until `give`."""
+        """`length` bytes of whatever content, the caller's until `give`."""
         try:
             return self._free.pop()
         except IndexError:
-            return memoryview(mmap.mmap(-1, BATCH))
+            return memoryview(mmap.mmap(-1, self._length))
 
     def give(self, buffer: memoryview) -> None:
         """Take a buffer back."""
@@ -84,7 +86,7 @@ class Reader:
 
     def read(self, extent: Extent, buffer: memoryview) -> memoryview:
         """The bytes of an extent of one batch, at their place in the batch's buffer."""
-        start = extent.offset % BATCH
+        start = extent.offset % len(buffer)
         place = buffer[start : start + extent.length]
         try:
             self.image.read_into(extent.offset, place)
@@ -96,7 +98,7 @@ class Reader:
         return place
 
     def _read_frame(self, extent: Extent, buffer: memoryview) -> None:
-        start = extent.offset % BATCH
+        start = extent.offset % len(buffer)
         place = buffer[start : start + extent.length]
         try:
             self.image.read_into(extent.offset, place)

@@ -8,15 +8,16 @@ at): it is emptied, filled with its first bytes last, and emptied again when the
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from backyfs.model import Extent
 from backyfs.restore.direct import DirectFile
-from backyfs.restore.target import space_for
-from backyfs.store.fs import SYSTEM
+from backyfs.restore.target import BATCH_BYTES, WRITERS, pwrite_zeros, space_for
+from backyfs.store.fs import SYSTEM, read_exactly
 
 PARTIAL_SUFFIX = ".partial"
 HEAD_BYTES = 2 << 20
@@ -29,6 +30,8 @@ class _Regular:
     """Writing into a regular file that begins empty."""
 
     in_order = False
+    writers = WRITERS
+    batch_bytes = BATCH_BYTES
     holes_are_zero = True
     head_bytes = 0
 
@@ -122,3 +125,48 @@ class ExistingFile(_Regular):
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, 0)
             self._close()
+
+
+class KeptFile(_Regular):
+    """A file that keeps what is not written; it gets the disk's size when it is opened."""
+
+    holes_are_zero = False
+    head_bytes = HEAD_BYTES
+
+    def __init__(self, path: Path, size: int) -> None:
+        super().__init__(os.open(path, os.O_RDWR | os.O_CLOEXEC), path, size)
+        try:
+            with space_for(self.name):
+                os.ftruncate(self._fd, size)
+        except BaseException:
+            self._close()
+            raise
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range a hole."""
+        with space_for(self.name):
+            try:
+                SYSTEM.punch(self._fd, offset, length, self.name)
+            except OSError as exc:
+                if exc.errno != errno.EOPNOTSUPP:
+                    raise
+                pwrite_zeros(self._fd, offset, length)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes of what the file holds now."""
+        return read_exactly(self._fd, length, offset)
+
+    def data(self) -> Iterator[Extent]:
+        """Sorted extents that are no holes."""
+        from backyfs.store.cow.reflink import data_extents
+
+        return data_extents(self._fd, 0, self._size)
+
+    def finish(self) -> None:
+        """Make the file durable."""
+        self._complete()
+        self._close()
+
+    def abandon(self) -> None:
+        """Leave what there is: without its first bytes it shows no partitions."""
+        self._close()

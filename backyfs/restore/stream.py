@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 
 from backyfs.model import Extent
-from backyfs.restore.target import ZEROS, space_for, write_all
+from backyfs.restore.target import BATCH_BYTES, ZEROS, space_for, write_all
 
 _PIPE_BYTES = 1 << 20  # the largest an unprivileged process may ask for
 
@@ -17,6 +17,8 @@ class Stream:
     """A target that takes bytes one after the other; it owns the descriptor unless told not to."""
 
     in_order = True
+    writers = 1
+    batch_bytes = BATCH_BYTES
     holes_are_zero = False
     head_bytes = 0
 

@@ -11,11 +11,14 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from backyfs.errors import NoSpace
 from backyfs.model import Extent
 
+WRITERS = 6
+"""Threads that write to a disk: they wait for it most of the time."""
+BATCH_BYTES = 2 << 20
 ZEROS = memoryview(bytes(1 << 20))
 """Zeros to write from: 1 MiB."""
 
@@ -42,6 +45,14 @@ class Target(Protocol):
     def head_bytes(self) -> int:
         """Bytes at the start that must be written after all others; 0 = no matter."""
 
+    @property
+    def writers(self) -> int:
+        """How many threads to write from; 1 if `in_order`."""
+
+    @property
+    def batch_bytes(self) -> int:
+        """What to write at once where there is that much: a power of 2, at most 4 MiB."""
+
     def reserve(self, extents: Iterable[Extent]) -> None:
         """Make sure that there is room for these, before the first byte. NoSpace, OSError.
 
@@ -66,6 +77,17 @@ class Target(Protocol):
 
     def abandon(self) -> None:
         """Give up: the target stays recognisably incomplete or goes. Harmless after `finish`."""
+
+
+@runtime_checkable
+class Rewritable(Target, Protocol):
+    """A target that was opened to be changed only where it differs."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes of what the target holds now. TargetError, OSError."""
+
+    def data(self) -> Iterator[Extent]:
+        """Sorted, disjoint extents that may hold something else than zeros."""
 
 
 @contextlib.contextmanager

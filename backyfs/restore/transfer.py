@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from backyfs.allocator import keep_freed_blocks
-from backyfs.extents import gaps, merged
+from backyfs.extents import before, behind, gaps, merged
 from backyfs.model import FRAME, Extent
 from backyfs.restore.reading import (
     Advance,
@@ -28,7 +28,6 @@ from backyfs.restore.reading import (
 from backyfs.restore.target import Target
 from backyfs.store.contract import StoredImage
 
-WRITING_THREADS = 6
 _HOLE_BYTES_MAX = 1 << 30  # one task's worth of zeroing
 
 T = TypeVar("T")
@@ -105,7 +104,7 @@ def _pour(reader: Reader, target: Target, advance: Advance) -> None:
 
 
 def _scatter(reader: Reader, target: Target, advance: Advance) -> None:
-    buffers = Buffers()
+    buffers = Buffers(target.batch_bytes)
 
     def copy(batch: Batch) -> int:
         buffer = buffers.take()
@@ -118,22 +117,19 @@ def _scatter(reader: Reader, target: Target, advance: Advance) -> None:
         target.zero(extent.offset, extent.length)
         return 0
 
+    def run(function: Callable[[T], int], items: Iterable[T]) -> None:
+        with closing(in_order(function, items, target.writers)) as results:
+            for count in results:
+                advance(count)
+
     image, head = reader.image, target.head_bytes
     target.reserve(image.extents())
     if not target.holes_are_zero:
-        _run(blank, _pieces(gaps(image.extents(), image.size)), advance)
-    later = (batch for batch in batches(image.extents()) if batch[0].offset >= head)
-    _run(copy, later, advance)
+        run(blank, _pieces(gaps(image.extents(), image.size)))
+    run(copy, batches(behind(image.extents(), head), target.batch_bytes))
     if head:
         target.settle()
-        first = (e for e in image.extents() if e.offset < head)
-        _run(copy, (b for b in batches(first) if b[0].offset < head), advance)
-
-
-def _run(function: Callable[[T], int], items: Iterable[T], advance: Advance) -> None:
-    with closing(in_order(function, items, WRITING_THREADS)) as results:
-        for count in results:
-            advance(count)
+        run(copy, batches(before(image.extents(), head), target.batch_bytes))
 
 
 def _frame(number: int, size: int) -> Extent:

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from backyfs.errors import Corrupt
 from backyfs.extents import merged
 from backyfs.model import FRAME, Extent
+from backyfs.store.cow.blocks import frame_hashes
+from backyfs.store.digest import FAN_OUT, HASH, node
 
 
 class MemoryImage:
@@ -52,10 +54,12 @@ class MemoryImage:
         return ""
 
     def hashes(self, first: int, count: int) -> bytes:
-        return bytes(32 * count)
+        return frame_hashes(self.content[first * FRAME : (first + count) * FRAME])
 
     def groups(self) -> bytes:
-        return b""
+        hashes = self.hashes(0, -(-self.size // FRAME))
+        step = FAN_OUT * HASH
+        return b"".join(node(hashes[at : at + step]) for at in range(0, len(hashes), step))
 
     def check(self, first: int, count: int) -> list[int]:
         return [number for number in range(first, first + count) if number in self.bad]
