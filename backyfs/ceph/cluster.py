@@ -36,7 +36,10 @@ class Cluster:
 
     @contextlib.contextmanager
     def pool(self, spec: ImageSpec) -> Iterator[Any]:
-        """The I/O context of an image's pool and namespace; an error names what is not there."""
+        """The I/O context of an image's pool and namespace; an error names what is not there.
+
+        What finds the pool full fails at once, instead of waiting for room.
+        """
         import rados
 
         what = f"use the pool {spec.pool!r}"
@@ -51,7 +54,19 @@ class Cluster:
             raise
         with contextlib.closing(ioctx):
             ioctx.set_namespace(spec.namespace)
+            ioctx.set_osdmap_full_try()
             yield ioctx
+
+    def give_up(self) -> None:
+        """Wait a second at most for each request from now on: the cluster answers no more.
+
+        Closing an image takes several requests, each with the wait that the settings allow.
+        """
+        import rados
+
+        with contextlib.suppress(rados.Error):
+            for option in ("rados_osd_op_timeout", "rados_mon_op_timeout"):
+                self.rados.conf_set(option, "1")
 
     @contextlib.contextmanager
     def image(

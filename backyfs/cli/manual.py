@@ -28,6 +28,7 @@ _EXITS: Mapping[str, Sequence[int]] = {
     "status": _VM,
     "find": _REVISION,
     "restore": (10, 11, 12, 14),
+    "export-diff": (10, 11, 12, 14),
     "verify": (10, 11, 12),
     "scrub": (10, 12),
     "copy": (10, 12, 14, 75),
@@ -91,9 +92,16 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "restore": (
         ("To a new file:", "backyfs -b /srv/backy/web01 restore -r latest /var/lib/vms/web01.img"),
+        ("Into a Ceph image:", "backyfs -b /srv/backy/web01 restore -r 2026-11-14 rbd:pool/web01"),
         (
-            "Into a Ceph image:",
-            "backyfs -b /srv/backy/web01 restore -r 2026-11-14 - | rbd import - pool/web01",
+            "Write only what differs from what is there:",
+            "backyfs -b /srv/backy/web01 restore --delta rbd:pool/web01",
+        ),
+    ),
+    "export-diff": (
+        (
+            "Bring a Ceph image from the revision before to the newest:",
+            "backyfs -b /srv/backy/web01 export-diff 1 0 | rbd import-diff - pool/web01",
         ),
     ),
     "verify": (

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from backyfs.cli import output
-from backyfs.errors import NoRevision, UsageError
+from backyfs.errors import Corrupt, NoRevision, UsageError
 from backyfs.reader.spec import select, select_one
 from backyfs.store.record import Record, State
 
@@ -36,6 +36,13 @@ def disk_of(record: Record, disk: str | None) -> str:
     if disk is not None and disk not in record.disks:
         raise NoRevision(f"{record.id} has no disk {disk!r}", hint=f"it has: {names}")
     return disk or next(iter(record.disks))
+
+
+def check_structure(repository: Repository, record: Record, disk: str) -> None:
+    """Corrupt when files of a revision's disk are missing or broken; reads no data."""
+    for item in repository.structure(record):
+        if item.disk in ("", disk):
+            raise Corrupt(item.reason, vm=repository.name, revision=record.id, disk=disk)
 
 
 def _pairs(repository: Repository, spec: str, *, as_json: bool) -> list[tuple[Record, State]]:

@@ -10,14 +10,33 @@ import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backyfs.errors import TargetError, UsageError
 from backyfs.restore.device import Device, openers
-from backyfs.restore.regular import ExistingFile, NewFile
+from backyfs.restore.regular import ExistingFile, KeptFile, NewFile
 from backyfs.restore.stream import Stream
 from backyfs.restore.target import Target
 
+if TYPE_CHECKING:
+    from backyfs.ceph.settings import Settings
+
 _PROBE_BYTES = 1 << 20
+_RBD = "rbd:"
+
+
+def overwrites(where: str, size: int, *, ceph: Settings | None = None) -> bool:
+    """Whether a restore of `size` bytes to `where` takes something away.
+
+    That is a file or device with data (see `holds_data`), or an RBD image that holds data or has
+    another size. `ceph` as for `opened`. TargetError.
+    """
+    if not where.startswith(_RBD):
+        return holds_data(where)
+    from backyfs.ceph.settings import Settings
+    from backyfs.restore import rbd
+
+    return rbd.loses(rbd.rbd_spec(where), size, ceph or Settings())
 
 
 def holds_data(where: str) -> bool:
@@ -40,17 +59,30 @@ def _probe(fd: int, offset: int) -> bool:
 
 
 @contextlib.contextmanager
-def opened(where: str, size: int, *, store: Path, force: bool = False) -> Iterator[Target]:
+def opened(
+    where: str,
+    size: int,
+    *,
+    store: Path,
+    force: bool = False,
+    keep: bool = False,
+    ceph: Settings | None = None,
+) -> Iterator[Target]:
     """The target at `where` for an image of `size` bytes; abandoned when left unfinished.
 
-    "-" is stdout. Existing data is overwritten (see `holds_data`), but never while somebody
-    writes to it: `force` overrides that for devices only. `store` is the repository, which is
-    no place to restore to. TargetError, UsageError, OSError.
+    "-" is stdout, `rbd:POOL[/NAMESPACE]/IMAGE` an image of the cluster that `ceph` says how to
+    reach (None: as the environment says). Existing data is overwritten (see `overwrites`), but
+    never while somebody writes to it: `force` overrides that for devices and RBD images. With
+    `keep` it stays where it is not written, and an existing target is `Rewritable`. `store` is
+    the repository, which is no place to restore to. TargetError, UsageError, OSError.
     """
     stream = _stream(where)
     with contextlib.ExitStack() as stack:
         with _signals_held():  # none may come between making a file and knowing of it
-            target = stream or _open(where, size, store, force)
+            if where.startswith(_RBD):
+                target = _open_rbd(where, size, ceph, force, keep)
+            else:
+                target = stream or _open(where, size, store, force, keep)
             stack.callback(target.abandon)
         yield target
 
@@ -67,6 +99,8 @@ def _signals_held() -> Iterator[None]:
 
 def _stream(where: str) -> Stream | None:
     """Stdout, a pipe or a character device; None for anything else. May wait for a reader."""
+    if where.startswith(_RBD):
+        return None
     if where == "-":
         return Stream(_refuse_terminal(1), "stdout", owned=False)
     mode = _mode(where)
@@ -75,7 +109,14 @@ def _stream(where: str) -> Stream | None:
     return Stream(_refuse_terminal(os.open(where, os.O_WRONLY | os.O_CLOEXEC)), where)
 
 
-def _open(where: str, size: int, store: Path, force: bool) -> Target:
+def _open_rbd(where: str, size: int, ceph: Settings | None, force: bool, keep: bool) -> Target:
+    from backyfs.ceph.settings import Settings
+    from backyfs.restore import rbd
+
+    return rbd.open_image(rbd.rbd_spec(where), size, ceph or Settings(), force=force, keep=keep)
+
+
+def _open(where: str, size: int, store: Path, force: bool, keep: bool) -> Target:
     path = Path(os.path.realpath(where))
     if path.is_relative_to(store.resolve()):
         raise TargetError(f"{where} lies in the repository", hint="restore to another place")
@@ -86,10 +127,10 @@ def _open(where: str, size: int, store: Path, force: bool) -> Target:
         return _new(path, size)
     if stat.S_ISREG(mode):
         _refuse_while_written(path)
-        return ExistingFile(path, size)
+        return KeptFile(path, size) if keep else ExistingFile(path, size)
     if stat.S_ISBLK(mode):
         _refuse_while_open(path, force)
-        return Device(path, size)
+        return Device(path, size, keep=keep)
     kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a block device"
     raise TargetError(f"{where} is {kind}", hint="name a file, a block device, or - for stdout")
 
