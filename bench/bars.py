@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench import backups, cow, floors, imagefs, listing, memory, mounts, nbd, restores
+from bench import backups, ceph, cow, floors, imagefs, listing, memory, mounts, nbd, restores
 from bench.ledger import Ledger, Spread
 from bench.systems import PEERS
 
@@ -90,6 +90,7 @@ def _promised(generations: int) -> Iterator[Bar]:
     yield from _listing()
     yield from _memory()
     yield from _nbd()
+    yield from _ceph()
 
 
 def _full() -> Iterator[Bar]:
@@ -177,6 +178,13 @@ def _nbd() -> Iterator[Bar]:
         yield Bar(line, backups.OURS, "rss_bytes", _RSS_MAX)
         for other in nbd.OTHERS:
             yield Bar(line, backups.OURS, "wall_s", 1.0, other)
+
+
+def _ceph() -> Iterator[Bar]:
+    yield Bar(ceph.TO_RBD, backups.OURS, "wall_s", 1 / 1.2, ceph.PIPED)
+    yield Bar(ceph.TO_RBD, backups.OURS, "rss_bytes", _RSS_MAX)
+    yield Bar(ceph.FROM_RBD, backups.OURS, "wall_s", 1.0, ceph.EXPORTED)
+    yield Bar(ceph.DIFF, backups.OURS, "wall_s", 0.05)
 
 
 def _against_peers(ledger: Ledger) -> Iterator[Bar]:

@@ -25,6 +25,7 @@ import backyfs
 from bench import report
 from bench.backups import clustered, full, random4k, unchanged
 from bench.bars import Verdict, verdicts
+from bench.ceph import ceph
 from bench.cow import cow
 from bench.ledger import Ledger
 from bench.listing import listing
@@ -47,6 +48,7 @@ GROUPS: dict[str, Callable[[Workbench], None]] = {
     "cow": cow,
     "memory": memory,
     "nbd": nbd,
+    "ceph": ceph,
 }
 _LEAST_SIZE = 4 << 20
 _IN_MEMORY = Path("/dev/shm")

@@ -160,11 +160,12 @@ _PARTS = {
     "memory": ["fuse"],
     "cow": ["fuse", "fio", "xfs", "btrfs"],
     "nbd": ["xfs", "nbdkit", "libnbd", "fio"],
+    "ceph": ["ceph"],
 }
 
 
 @pytest.mark.parametrize(
-    "group", ["full", "increments", "restore", "mount", "listing", "cow", "memory", "nbd"]
+    "group", ["full", "increments", "restore", "mount", "listing", "cow", "memory", "nbd", "ceph"]
 )
 def test_a_small_run_measures_everything_and_leaves_nothing(tmp_path: Path, group: str) -> None:
     require("zstd")
