@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests import parts
@@ -29,6 +30,13 @@ SHARED_SIZE = 16 * GIB  # sparse: costs what is written
 _TOKEN = "BACKYFS_TEST_RUN"
 
 SmallFs = Callable[[str, int], Path]
+
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:
