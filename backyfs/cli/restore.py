@@ -25,6 +25,7 @@ from backyfs.store.repository import Repository
 
 if TYPE_CHECKING:
     from backyfs.ceph.settings import Settings
+    from backyfs.config import Job
     from backyfs.restore.delta import DeltaReport
 
 _LISTED_MAX = 20
@@ -129,13 +130,21 @@ def command(
 def _cluster_of(repository: Repository) -> Settings | None:
     """How the VM's own source reaches its cluster; None = as the environment says."""
     from backyfs.config import read_job
-    from backyfs.source.ceph.config import read_config
 
     if "CEPH_CONF" not in os.environ and "CEPH_ARGS" not in os.environ:
         with contextlib.suppress(BackyfsError):  # a broken or missing job is no reason to fail
-            job = read_job(repository.path / "config")
-            if job.source_type == "ceph-rbd":
-                return read_config(job.settings).cluster
+            return _cluster_of_job(read_job(repository.path / "config"))
+    return None
+
+
+def _cluster_of_job(job: Job) -> Settings | None:
+    from backyfs.source.ceph import config as ceph
+    from backyfs.source.flyingcircus import config as flyingcircus
+
+    if job.source_type == "ceph-rbd":
+        return ceph.read_config(job.settings).cluster
+    if job.source_type == "flyingcircus":
+        return flyingcircus.read_config(job.settings).ceph.cluster
     return None
 
 

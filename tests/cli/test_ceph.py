@@ -107,12 +107,13 @@ def test_existing_images_are_overwritten_if_that_is_wanted(vm: Vm, ceph: Cluster
     assert content_of(ceph, "new") == newest
 
 
+@pytest.mark.parametrize("kind", ["type: ceph-rbd", "type: flyingcircus, vm: web01"])
 def test_the_cluster_of_the_source_is_the_default(
-    vm: Vm, ceph: Cluster, monkeypatch: pytest.MonkeyPatch
+    kind: str, vm: Vm, ceph: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CEPH_CONF")
     (vm.directory / "config").write_text(
-        f"source: {{type: ceph-rbd, pool: rbd, image: web01, conf: {ceph.conf}}}\n"
+        f"source: {{{kind}, pool: rbd, image: web01, conf: {ceph.conf}}}\n"
     )
     at = ("-b", vm.directory, "restore")
     backyfs(*at, "rbd:rbd/web01")
