@@ -1,4 +1,5 @@
-"""Values every layer shares: names and their grammar, extents, trust, consistency, partitions.
+"""Values every layer shares: names and their grammar, extents, trust, consistency, quiescing,
+partitions.
 
 Frozen, without I/O. A name that passed its function here is safe as a part of a path.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NamedTuple
@@ -94,6 +96,17 @@ _RANK = {
     Consistency.APPLICATION: 3,
     Consistency.OFFLINE: 3,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Quiescing:
+    """What came of making the guest hold still: `result` is none (nobody tried), done or failed.
+
+    `frozen_s`: seconds from the beginning of freezing until the guest was thawed.
+    """
+
+    result: str = "none"
+    frozen_s: float = 0.0
 
 
 class Extent(NamedTuple):

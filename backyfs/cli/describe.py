@@ -27,6 +27,8 @@ def revision(record: Record, state: State) -> dict[str, Any]:
         "why": state.why,
         "consistency": str(record.consistency),
         "reason": record.reason,
+        "quiescing": record.quiescing.result,
+        "freeze_seconds": record.quiescing.frozen_s,
         "verification": record.verification,
         "size": record.size,
         "read": stats.read,

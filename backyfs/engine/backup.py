@@ -334,6 +334,7 @@ class _Backup:
             trust=Trust.DISTRUSTED if wrong else Trust.TRUSTED,
             stats=replace(stats, seconds=round(time.monotonic() - self._started, 3)),
             verification=self._verification(finding),
+            quiescing=contract.quiescing(snapshot),
             sources={
                 name: {"type": source_type, "bookmark": disk.bookmark}
                 for name, disk in snapshot.disks.items()

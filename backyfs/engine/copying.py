@@ -208,6 +208,7 @@ def _publish(target: Repository, staging: Staging, record: Record, state: State)
         stats=record.stats,
         tool=record.tool,
         verification=record.verification,
+        quiescing=record.quiescing,
         sources={name: disk.source for name, disk in record.disks.items()},
         partitions={name: disk.partitions for name, disk in record.disks.items()},
     )

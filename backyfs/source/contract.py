@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
 
-from backyfs.model import Consistency, Extent
+from backyfs.model import Consistency, Extent, Quiescing
 
 Bookmark = Mapping[str, Any]
 """What a source remembers of a snapshot, as JSON: opaque to all but that source."""
@@ -52,7 +52,10 @@ class DiskSnapshot(Protocol):
 
 
 class Snapshot(Protocol):
-    """All disks of a VM at a point in time."""
+    """All disks of a VM at a point in time.
+
+    One whose source freezes the guest itself may also have an attribute `quiescing` (Quiescing).
+    """
 
     @property
     def consistency(self) -> Consistency:
@@ -72,6 +75,12 @@ class Snapshot(Protocol):
 
     def published(self) -> None:
         """Called once the record is durable: only now may older base snapshots go."""
+
+
+def quiescing(snapshot: Snapshot) -> Quiescing:
+    """What came of freezing the guest: the snapshot's `quiescing`, which it need not have."""
+    found = getattr(snapshot, "quiescing", None)
+    return found if isinstance(found, Quiescing) else Quiescing()
 
 
 class Source(Protocol):

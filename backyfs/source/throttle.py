@@ -80,6 +80,7 @@ class ThrottledSource:
 class _Snapshot:
     def __init__(self, snapshot: Snapshot, rate: Rate) -> None:
         self._snapshot = snapshot
+        self.quiescing = contract.quiescing(snapshot)
         self.disks: Mapping[str, DiskSnapshot] = {
             name: _Disk(disk, rate) for name, disk in snapshot.disks.items()
         }

@@ -18,9 +18,11 @@ from typing import Any
 from blake3 import blake3
 
 from backyfs.errors import Corrupt, Unsupported
-from backyfs.model import Consistency, Partition, Trust
+from backyfs.model import Consistency, Partition, Quiescing, Trust
 
 FORMAT = 1
+
+NOT_TRIED = Quiescing()
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
@@ -128,6 +130,7 @@ class Draft:
     stats: Stats = Stats()
     tool: str = ""
     verification: str = "none"
+    quiescing: Quiescing = NOT_TRIED
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     partitions: Mapping[str, tuple[Partition, ...]] = field(default_factory=dict)
 
@@ -152,6 +155,7 @@ class Record:
     verification: str
     stats: Stats
     disks: Mapping[str, DiskRecord]
+    quiescing: Quiescing = NOT_TRIED
 
     @property
     def size(self) -> int:
@@ -213,7 +217,14 @@ def _record(value: Mapping[str, Any]) -> Record:
         verification=sys.intern(value["verification"]),
         stats=Stats.of(value["stats"]),
         disks={disk.name: disk for disk in disks},
+        quiescing=_quiescing(value),
     )
+
+
+def _quiescing(value: Mapping[str, Any]) -> Quiescing:
+    """Records made before there was quiescing do not speak of it; most others have the default."""
+    found = Quiescing(**value.get("quiescing", {}))
+    return NOT_TRIED if found == NOT_TRIED else found
 
 
 @lru_cache(maxsize=1024)

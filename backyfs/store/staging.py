@@ -126,6 +126,7 @@ class Staging:
             verification=draft.verification,
             stats=replace(draft.stats, stored=self.stored_bytes),
             disks=disks,
+            quiescing=draft.quiescing,
         )
 
     def _disk_record(self, name: str, writer: DiskWriter, draft: Draft) -> DiskRecord:
