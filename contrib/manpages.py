@@ -20,6 +20,7 @@ from backyfs import __version__
 from backyfs.cli import manual
 from backyfs.cli.main import COMMANDS, program
 from backyfs.config import BUILT_IN, format_interval, job, site
+from backyfs.config.quiesce import KEYS as QUIESCE
 
 
 def escaped(text: str) -> str:
@@ -116,6 +117,7 @@ def configuration() -> str:
         ("global", site.GLOBAL),
         ("maintenance", site.MAINTENANCE),
         ("jobs", {**job.OPTIONS, **site.JOB_EXTRA}),
+        ("quiesce", QUIESCE),
     ):
         lines += [f".SH SECTION {title.upper()}", *paragraphs(_SECTIONS[title])]
         for name, key in keys.items():
@@ -153,6 +155,10 @@ _SECTIONS = {
 One entry per VM, by its name, which is also the name of its directory in base-dir. The key source
 (required) holds type and the keys of that type of source, such as filename; schedule is the name
 of a schedule (default: daily), or its tags written out.
+""",
+    "quiesce": """
+A section of a job: how its guest is made to hold still while the snapshots are taken, by its agent,
+by commands, or by both. Without it nothing is frozen.
 """,
     "schedules": """
 By name, the tags of a schedule with two keys each: interval, the time between two revisions with

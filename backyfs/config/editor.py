@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backyfs.config.job import OPTIONS
-from backyfs.config.keys import INTERVAL, Key
+from backyfs.config.keys import INTERVAL, described, section_schema
 from backyfs.config.schedule import BUILT_IN
 from backyfs.config.site import GLOBAL, JOB_EXTRA, MAINTENANCE
 
@@ -28,8 +28,8 @@ def json_schema() -> dict[str, Any]:
         **_closed(
             {
                 "include": _include(),
-                "global": _section(GLOBAL),
-                "maintenance": _section(MAINTENANCE),
+                "global": section_schema(GLOBAL),
+                "maintenance": section_schema(MAINTENANCE),
                 "schedules": _named({"$ref": "#/definitions/schedule"}),
                 "jobs": _named({"$ref": "#/definitions/job"}),
                 "api": {"deprecated": True, "description": "Backy's; not used"},
@@ -51,14 +51,6 @@ def _named(item: Mapping[str, Any]) -> dict[str, Any]:
         "patternProperties": {_NAME: item},
         "additionalProperties": False,
     }
-
-
-def _section(keys: Mapping[str, Key]) -> dict[str, Any]:
-    return _closed({name: _described(key) for name, key in keys.items()})
-
-
-def _described(key: Key) -> dict[str, Any]:
-    return {**key.kind.schema, "description": f"{key.meaning} (default: {key.default})"}
 
 
 def _include() -> dict[str, Any]:
@@ -96,5 +88,5 @@ def _job() -> dict[str, Any]:
         "oneOf": [name, {"$ref": "#/definitions/schedule"}],
         "description": "a schedule's name, or its tags (default: daily)",
     }
-    described = {name: _described(key) for name, key in {**OPTIONS, **JOB_EXTRA}.items()}
+    described = {name: described(key) for name, key in {**OPTIONS, **JOB_EXTRA}.items()}
     return _closed({"source": source, "schedule": schedule, **described}, "source")

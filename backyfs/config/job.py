@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from backyfs.config.document import Document, Node, load
 from backyfs.config.interval import format_interval
 from backyfs.config.keys import INTERVAL, SHARE, SIZE, Key, read_keys
+from backyfs.config.quiesce import QUIESCE, Quiesce
 from backyfs.config.schedule import BUILT_IN, DAILY, Schedule, read_schedule
 from backyfs.config.share import format_percent
 from backyfs.config.size import format_size
@@ -35,7 +36,7 @@ class Job(NamedTuple):
 
     `rate_limit` bounds what a backup reads from the source, in bytes per second (0: no bound).
     `sample_percent` of what a backup did not read is read to verify it, for `sample_budget_s`
-    seconds at most.
+    seconds at most. `quiesce`: how the guest is frozen for a snapshot (None: it is not).
     `secrets`: settings that are left out here and stand in the site's configuration only.
     """
 
@@ -46,6 +47,7 @@ class Job(NamedTuple):
     secrets: tuple[str, ...] = ()
     sample_percent: float = 1.0
     sample_budget_s: int = 300
+    quiesce: Quiesce | None = None
 
     def without_secrets(self) -> Job:
         """The job as its file may hold it: of settings that look like secrets, only the names."""
@@ -65,6 +67,7 @@ OPTIONS: Mapping[str, Key] = {
         "1%",
     ),
     "sample-budget": Key(INTERVAL, "sample_budget_s", "how long that may take", "5m"),
+    "quiesce": Key(QUIESCE, "quiesce", "how the guest is frozen for a snapshot", "it is not"),
 }
 """The keys of a job that its own file may have, too, beside source and schedule."""
 
@@ -182,7 +185,7 @@ def _dumped(path: Path, job: Job) -> str:
     return text
 
 
-def _options(job: Job) -> dict[str, str]:
+def _options(job: Job) -> dict[str, Any]:
     """The keys of OPTIONS, as far as they differ from the default."""
     usual, found = Job(job.source_type, job.settings), {}
     if job.rate_limit != usual.rate_limit:
@@ -191,7 +194,7 @@ def _options(job: Job) -> dict[str, str]:
         found["sample-share"] = format_percent(job.sample_percent)
     if job.sample_budget_s != usual.sample_budget_s:
         found["sample-budget"] = format_interval(job.sample_budget_s)
-    return found
+    return found | ({"quiesce": job.quiesce.as_plain()} if job.quiesce else {})
 
 
 @contextlib.contextmanager

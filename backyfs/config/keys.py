@@ -7,6 +7,7 @@ editors, and the documentation.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,17 @@ class Key:
     argument: str
     meaning: str
     default: str
+
+
+def described(key: Key) -> dict[str, Any]:
+    """The schema of a key's value."""
+    return {**key.kind.schema, "description": f"{key.meaning} (default: {key.default})"}
+
+
+def section_schema(keys: Mapping[str, Key]) -> dict[str, Any]:
+    """The schema of a section with these keys, none of which it must have."""
+    properties = {name: described(key) for name, key in keys.items()}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def read_section(
@@ -101,6 +113,31 @@ def _port(value: str | int) -> int:
     return int(value)
 
 
+def _texts(document: Document, node: Node, what: str) -> tuple[str, ...] | None:
+    if node.id != "sequence":
+        document.problem(node, f"{what} must be a list")
+        return None
+    found = [document.text(item, what) for item in node.value]
+    if not found:
+        document.problem(node, f"{what} must not be empty")
+    return tuple(text for text in found if text is not None) or None
+
+
+def _command(document: Document, node: Node, what: str) -> tuple[str, ...] | None:
+    """A program and its arguments: a list, or a text that is split as a shell would; no shell."""
+    if node.id == "sequence":
+        return _texts(document, node, what)
+    text = document.text(node, what)
+    return document.accept(node, _split, text) if text else None
+
+
+def _split(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as exc:
+        raise UsageError(f"{text!r} is no command: {exc}") from exc
+
+
 def integer(least: int) -> Kind:
     """A whole number, at least `least`."""
     return Kind(
@@ -137,5 +174,7 @@ SHARE = Kind(
     _parsed(parse_percent),
     {"type": "string", "pattern": r"^[0-9]{1,3}(\.[0-9]{1,4})? ?%$", "examples": ["1%", "0.25%"]},
 )
+TEXTS = Kind(_texts, {"type": "array", "items": {"type": "string"}, "minItems": 1})
+COMMAND = Kind(_command, {"oneOf": [TEXT.schema, TEXTS.schema]})
 ADDRESSES = Kind(_parsed(_addresses), {"type": "string", "examples": ["127.0.0.1, ::1"]})
 PORT = Kind(_parsed(_port), {"type": ["integer", "string"], "minimum": 0, "maximum": 65535})
