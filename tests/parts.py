@@ -100,6 +100,7 @@ PARTS = {
     "xfs": Part(_mountable("xfs"), "apt install xfsprogs; loop devices"),
     "btrfs": Part(_mountable("btrfs"), "apt install btrfs-progs; loop devices"),
     "lvm": Part(_device_mapper, "apt install lvm2; loop devices and the device mapper"),
+    "qemu-ga": Part(_programs("qemu-ga", "busybox"), "apt install qemu-guest-agent busybox-static"),
     "qemu-img": Part(_programs("qemu-img"), "apt install qemu-utils"),
     "strace": Part(_programs("strace"), "apt install strace"),
     "rsync": Part(_programs("rsync"), "apt install rsync"),
