@@ -14,8 +14,10 @@ from backyfs.cli import describe, options, output
 from backyfs.cli.completing import complete_tags
 from backyfs.cli.session import Session
 from backyfs.config import Job, Schedule, read_job
+from backyfs.config.quiesce import Policy, Quiesce
 from backyfs.errors import ConfigError, Mismatch, UsageError
 from backyfs.model import DEFAULT_DISK, Consistency, Extent, Trust, disk_name
+from backyfs.source.contract import Source
 from backyfs.store.record import Record, State
 from backyfs.store.repository import Repository
 
@@ -46,6 +48,11 @@ if TYPE_CHECKING:
     type=options.SIZE,
     help="Read no more than so many bytes per second from the source: 50M (default: the job's).",
 )
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Fail (exit 13) where the guest should be frozen and was not, instead of a warning.",
+)
 @options.as_json
 @click.pass_obj
 def command(
@@ -57,6 +64,7 @@ def command(
     progress: bool | None,
     changes: tuple[str, ...],
     rate_limit: int | None,
+    strict: bool,
     as_json: bool,
 ) -> None:
     """Back up all disks of the VM as one new revision, or none of them.
@@ -70,6 +78,8 @@ def command(
     not read, because it had not changed, turns out to differ (a sample of it is compared), the
     revision is distrusted, evidence is kept in DIR/reports, and the exit code is 12: back up again,
     then everything is read.
+
+    A guest that the job would rather have frozen (`quiesce`) and that was not is warned of.
     """
     from backyfs.cli.running import run
     from backyfs.cli.showing import showing
@@ -83,6 +93,7 @@ def command(
     _refuse_vm_names(repository, names, job.schedule, force)
     lists = _change_lists(repository, changes)
     source = registry.make(job.source_type, {**job.settings, **_secrets(session, repository, job)})
+    source = _quiesced(source, repository, job, strict)
     if limit := rate_limit or job.rate_limit:
         source = ThrottledSource(source, Rate(limit))
     with session.logging(repository), showing(session, progress, as_json=as_json) as shown:
@@ -109,6 +120,24 @@ def _sampling(job: Job) -> Sampling:
     return Sampling(job.sample_percent / 100, job.sample_budget_s)
 
 
+def _quiesced(source: Source, repository: Repository, job: Job, strict: bool) -> Source:
+    """The source with its guest frozen meanwhile, if the job says how; and thawed first, if a crash
+    left it frozen.
+    """
+    from backyfs.source.quiescing import note
+
+    directory, quiesce = repository.path, job.quiesce
+    if quiesce is None and not note.place(directory).exists():
+        return source
+    from backyfs.source.quiescing.leftover import refuse_foreign
+    from backyfs.source.quiescing.quiesced import QuiescedSource
+
+    if quiesce is not None and quiesce.freeze_command and quiesce.policy is not Policy.NEVER:
+        refuse_foreign(directory / "config", os.stat(directory / "config"))
+    never = Quiesce(Policy.NEVER)
+    return QuiescedSource(source, repository.name, directory, quiesce or never, strict=strict)
+
+
 def _secrets(session: Session, repository: Repository, job: Job) -> dict[str, Any]:
     """Settings that the job's file leaves out, from the configuration of all jobs. ConfigError."""
     if not job.secrets:
@@ -126,6 +155,8 @@ def _secrets(session: Session, repository: Repository, job: Job) -> dict[str, An
 def _report(session: Session, repository: Repository, record: Record, as_json: bool) -> None:
     if record.consistency is Consistency.TORN:
         output.warn(f"{record.id} is torn: {record.reason}", as_json=as_json)
+    if record.quiescing.result == "failed":
+        output.warn(f"{record.id}: {record.reason}", as_json=as_json)
     if as_json:
         value = describe.revision(record, State.of(record))
         output.json_line({"message_type": "summary", "vm": repository.name, **value})

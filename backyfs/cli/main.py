@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "init": "Make a directory the repository of a VM.",
     "backup": "Back up the VM's disks as a new revision.",
+    "thaw": "Thaw the guest of the VM, should a killed backup have left it frozen.",
     "status": "List the revisions of a VM, or the VMs of a base directory.",
     "find": "Print where revisions lie on disk.",
     "restore": "Write a disk of a revision to a file, a block device, Ceph or stdout.",

@@ -25,6 +25,7 @@ _REVISION = (10, 11)
 _EXITS: Mapping[str, Sequence[int]] = {
     "init": (10, 13, 14, 75),
     "backup": (10, 12, 13, 14, 75),
+    "thaw": (10, 13, 75),
     "status": _VM,
     "find": _REVISION,
     "restore": (10, 11, 12, 14),
@@ -80,6 +81,7 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
             "backyfs -b /srv/backy/web01 backup manual:before-upgrade",
         ),
     ),
+    "thaw": (("After the host lost power:", "backyfs -b /srv/backy/web01 thaw"),),
     "status": (
         ("One VM:", "backyfs -b /srv/backy/web01 status"),
         ("All VMs, for a script:", "backyfs -b /srv/backy status --json"),

@@ -88,5 +88,5 @@ def _job() -> dict[str, Any]:
         "oneOf": [name, {"$ref": "#/definitions/schedule"}],
         "description": "a schedule's name, or its tags (default: daily)",
     }
-    described = {name: described(key) for name, key in {**OPTIONS, **JOB_EXTRA}.items()}
-    return _closed({"source": source, "schedule": schedule, **described}, "source")
+    options = {name: described(key) for name, key in {**OPTIONS, **JOB_EXTRA}.items()}
+    return _closed({"source": source, "schedule": schedule, **options}, "source")

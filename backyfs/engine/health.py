@@ -18,6 +18,7 @@ from backyfs.engine.retention import Candidate, Decision, decide
 from backyfs.engine.scrub_position import position
 from backyfs.errors import BackyfsError
 from backyfs.model import Consistency, Trust
+from backyfs.source.quiescing import note
 from backyfs.store import lock
 from backyfs.store.record import Record, State, parse_time
 from backyfs.store.repository import Repository
@@ -46,7 +47,7 @@ class Finding:
     """Something an operator should know. `job` "" = it is about the whole site.
 
     `kind` is a word to choose by: late, torn, distrusted, mismatch, damaged, unreadable,
-    unverified, clock, readers, unpurged, repository, status, disk, unmanaged.
+    unverified, clock, readers, unpurged, frozen, repository, status, disk, unmanaged.
     """
 
     severity: Severity
@@ -168,6 +169,7 @@ def _examine(health: JobHealth, repository: Repository, now: datetime, held: loc
     ]
     for one in seen:
         health.by_trust[one.state.trust] += 1
+    _judge_guest(health, note.place(repository.path), held)
     _judge_clock(health, records, now)
     _judge_revisions(health, seen, now)
     _judge_reports(health, repository.reports.revisions())
@@ -199,6 +201,13 @@ def _incomplete(records: Sequence[Record], there: Collection[str]) -> set[str]:
         for disk in record.disks.values()
         if not all(name in there for name in disk.files)
     }
+
+
+def _judge_guest(health: JobHealth, left: Path, held: lock.Held) -> None:
+    """A guest may be frozen, and no process sees to it."""
+    if left.exists() and not held.exclusively(left):
+        text = f"a killed backup left the guest frozen: run backyfs -b {left.parent} thaw"
+        health.find(Severity.CRITICAL, "frozen", text)
 
 
 def _judge_clock(health: JobHealth, records: Sequence[Record], now: datetime) -> None:

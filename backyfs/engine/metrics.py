@@ -122,6 +122,9 @@ class _JobTimes:
         self._duration = _gauge(
             "job_last_duration_seconds", "How long the newest good revision took to make."
         )
+        self._freeze = _gauge(
+            "freeze_seconds", "How long the guest was frozen for the newest revision (0 = was not)."
+        )
         self._verified = _gauge(
             "job_last_verified_timestamp_seconds",
             "When stored data was last read and compared, beyond each backup's own (0 = never).",
@@ -132,7 +135,14 @@ class _JobTimes:
 
     @property
     def metrics(self) -> Sequence[Metric]:
-        return (self._success, self._attempt, self._duration, self._verified, self._sla)
+        return (
+            self._success,
+            self._attempt,
+            self._duration,
+            self._freeze,
+            self._verified,
+            self._sla,
+        )
 
     def add(self, job: JobHealth) -> None:
         labels = _labels(job)
@@ -140,6 +150,9 @@ class _JobTimes:
         self._attempt.add_metric(labels, _seconds(job.newest.time if job.newest else None))
         if job.good is not None:
             self._duration.add_metric(labels, job.good.stats.seconds)
+        if job.newest is not None and job.newest.quiescing.result != "none":
+            done = job.newest.quiescing.result == "done"
+            self._freeze.add_metric(labels, job.newest.quiescing.frozen_s if done else 0.0)
         self._verified.add_metric(labels, _seconds(job.checked))
         self._sla.add_metric(labels, job.expected.sla_s)
 

@@ -25,9 +25,10 @@ import trio
 from backyfs.config.job import read_job, write_job
 from backyfs.config.site import SiteJob
 from backyfs.engine.scheduling.history import Revision
-from backyfs.engine.scheduling.world import Command, Contents, Outcome
+from backyfs.engine.scheduling.world import Command, Contents, Kind, Outcome
 from backyfs.errors import ConfigError, NoSpace
 from backyfs.model import Consistency, Trust
+from backyfs.source.quiescing import note
 from backyfs.store.repository import Repository, is_repository
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,14 @@ class Processes:
     async def prepare(self, job: SiteJob) -> None:
         directory = self._directory(job)
         await trio.to_thread.run_sync(_prepare, directory, job, limiter=self._threads)
+
+    async def settle(self, job: SiteJob) -> None:
+        left = note.place(self._directory(job))
+        if await trio.to_thread.run_sync(left.exists, limiter=self._threads):
+            outcome = await self.run(Command(Kind.THAW, job))
+            level = logging.ERROR if outcome.code else logging.WARNING
+            values = {"job": job.name, "code": outcome.code, "reason": outcome.reason or "-"}
+            log.log(level, "guest was left frozen, thawing", values)
 
     async def contents(self, job: SiteJob) -> Contents:
         directory = self._directory(job)

@@ -201,7 +201,11 @@ class Scheduler:
             return Outcome(exc.exit_code, exc.message)
 
     async def _look(self, job: Job) -> None:
-        """Learn what the repository holds; while it cannot be read, what was known counts."""
+        """Learn what the repository holds; while it cannot be read, what was known counts.
+
+        First of all a guest is thawed that a killed backup left frozen.
+        """
+        await self._world.settle(job.config)
         try:
             job.learn(await self._world.contents(job.config))
         except BackyfsError as exc:

@@ -18,6 +18,7 @@ class Kind(StrEnum):
     PURGE = "purge"
     VERIFY = "verify"
     SCRUB = "scrub"
+    THAW = "thaw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,9 @@ class World(Protocol):
 
     async def prepare(self, job: SiteJob) -> None:
         """Make the VM's directory a repository, if it is none, and write its job file."""
+
+    async def settle(self, job: SiteJob) -> None:
+        """Thaw the VM's guest, should a killed backup have left it frozen; only logged."""
 
     async def contents(self, job: SiteJob) -> Contents:
         """What is there; nothing, when there is no repository yet."""

@@ -117,6 +117,9 @@ class World:
     async def prepare(self, job: SiteJob) -> None:
         pass
 
+    async def settle(self, job: SiteJob) -> None:
+        pass
+
     async def contents(self, job: SiteJob) -> Contents:
         return Contents(self.vms[job.name].revisions)
 
