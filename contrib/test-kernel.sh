@@ -13,6 +13,7 @@ meta=linux-image-cloud-amd64
 modules='
     kernel/drivers/block/nbd.ko
     kernel/drivers/block/virtio_blk.ko
+    kernel/drivers/char/virtio_console.ko
     kernel/drivers/net/net_failover.ko
     kernel/drivers/net/virtio_net.ko
     kernel/drivers/virtio/virtio.ko
@@ -35,7 +36,12 @@ kernel_package() { # the package that holds the newest kernel known to apt
     apt-cache depends $meta 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[^ ]*\)$/\1/p' | head -n 1
 }
 
-[ ! -e "$target/vmlinuz" ] || exit 0
+complete() {
+    [ -e "$target/vmlinuz" ] || return 1
+    for module in $modules; do [ -e "$target/${module##*/}" ] || return 1; done
+}
+
+! complete || exit 0
 [ "$(uname -m)" = x86_64 ] || give_up "this is $(uname -m), the tests know only x86_64"
 command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || give_up "needs apt"
 

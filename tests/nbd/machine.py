@@ -100,13 +100,14 @@ def results(console: str) -> dict[str, str]:
     return {name: value.strip() for name, value in found}
 
 
-def assemble() -> Machine:
-    """The machine; skips the test where a part of it is missing."""
+def assemble(*more: str) -> Machine:
+    """The machine, with `more` programs; skips the test where a part of it is missing."""
     require("vm")
-    nbd_client = require("nbd-client")
-    programs: list[Path] = [Path(nbd_client), *_libraries(nbd_client)]
-    files = {str(path).lstrip("/"): path.resolve().read_bytes() for path in programs}
-    files["usr/sbin/nbd-client"] = files.pop(nbd_client.lstrip("/"))
+    files: dict[str, bytes] = {}
+    for name in ("nbd-client", *more):
+        program = require(name)
+        files |= {str(path).lstrip("/"): path.read_bytes() for path in _libraries(program)}
+        files[f"usr/sbin/{name}"] = Path(program).read_bytes()
     files["bin/busybox"] = Path(require("busybox")).read_bytes()
     files["init"] = _INIT.encode()
     files.update({f"modules/{path.name}": path.read_bytes() for path in KERNEL.glob("*.ko")})
