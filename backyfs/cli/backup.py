@@ -127,7 +127,7 @@ def _quiesced(source: Source, repository: Repository, job: Job, strict: bool) ->
     from backyfs.source.quiescing import note
 
     directory, quiesce = repository.path, job.quiesce
-    if quiesce is None and not note.place(directory).exists():
+    if quiesce is None and not strict and not note.place(directory).exists():
         return source
     from backyfs.source.quiescing.leftover import refuse_foreign
     from backyfs.source.quiescing.quiesced import QuiescedSource

@@ -14,7 +14,7 @@ from backyfs.ceph.cluster import Cluster
 from backyfs.ceph.failure import explained
 from backyfs.ceph.spec import ImageSpec
 from backyfs.errors import SourceUnavailable
-from backyfs.model import Consistency
+from backyfs.model import Consistency, Quiescing
 from backyfs.source.ceph.points import Point, Snap, snaps
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ class Taken(NamedTuple):
 
     consistency: Consistency
     reason: str
+    quiescing: Quiescing = Quiescing()
 
 
 Take = Callable[[Mapping[str, Head], str], Taken]

@@ -10,7 +10,7 @@ from typing import Any
 
 from backyfs.ceph.failure import explained
 from backyfs.errors import SourceUnavailable
-from backyfs.model import Consistency, Extent
+from backyfs.model import Consistency, Extent, Quiescing
 from backyfs.source.ceph import diff
 from backyfs.source.ceph.heads import Head, Taken
 from backyfs.source.ceph.points import Point, Snap, snaps
@@ -41,6 +41,11 @@ class CephSnapshot:
     def reason(self) -> str:
         """How the snapshots were taken."""
         return self._taken.reason
+
+    @property
+    def quiescing(self) -> Quiescing:
+        """What came of freezing the guest, if whoever took the snapshots does that."""
+        return self._taken.quiescing
 
     @cached_property
     def disks(self) -> Mapping[str, CephDisk]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from enum import StrEnum
 from typing import Any, NamedTuple
 
 from backyfs.config.interval import parse_interval
+from backyfs.config.quiesce import Policy
 from backyfs.errors import ConfigError, UsageError
 from backyfs.source.ceph import config as ceph
 from backyfs.source.flyingcircus.agent import Agent, agent, is_token
@@ -29,18 +29,11 @@ OWN_KEYS = (
 KEYS = (*ceph.KEYS, *OWN_KEYS)
 
 
-class Policy(StrEnum):
-    """What a backup does when the hypervisor takes no snapshot: fail, or take one itself; or it
-    never asks.
-    """
-
-    REQUIRE = "require"
-    PREFER = "prefer"
-    NEVER = "never"
-
-
 class Config(NamedTuple):
-    """The images of the VM that its hypervisor knows as `vm`, and how long to wait for that."""
+    """The images of the VM that its hypervisor knows as `vm`, and how long to wait for that.
+
+    `policy`: whether to ask the hypervisor, and to do without it when it takes no snapshot.
+    """
 
     ceph: ceph.Config
     vm: str

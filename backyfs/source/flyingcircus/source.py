@@ -11,11 +11,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from backyfs.config.quiesce import Policy
 from backyfs.errors import SourceUnavailable
-from backyfs.model import Consistency
+from backyfs.model import Consistency, Quiescing
 from backyfs.source.ceph.heads import Head, Taken, take
 from backyfs.source.ceph.source import CephSource
-from backyfs.source.flyingcircus.config import Config, Policy, read_config
+from backyfs.source.flyingcircus.config import Config, read_config
 
 TYPE = "flyingcircus"
 
@@ -47,7 +48,7 @@ class Hypervisor:
         if not reason:
             seconds = time.monotonic() - started
             how = f"taken by the hypervisor, with the guest frozen, after {seconds:.1f} s"
-            return Taken(Consistency.FILESYSTEM, how)
+            return Taken(Consistency.FILESYSTEM, how, Quiescing("done"))
         if policy is Policy.REQUIRE:
             raise SourceUnavailable(
                 f"no snapshot by the hypervisor of {self._config.vm}: {reason}",
@@ -57,7 +58,7 @@ class Hypervisor:
         for head in heads.values():  # what it took of some disks is of another time
             head.remove([name])
         taken = take(heads, name)
-        return Taken(taken.consistency, f"{taken.reason}; {reason}")
+        return taken._replace(reason=f"{taken.reason}; {reason}", quiescing=Quiescing("failed"))
 
     def _ask(self, heads: Mapping[str, Head], name: str) -> str:
         """Ask for the snapshot; returns "" when it is there, else why it is not."""

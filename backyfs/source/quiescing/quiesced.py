@@ -27,7 +27,7 @@ class QuiescedSource:
     the last one.
 
     `directory` is the VM's. `strict`: a guest that should be frozen must be, as with the policy
-    `require`.
+    `require`; also one that the source itself has frozen.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class QuiescedSource:
         self._plan = Plan(vm, directory.absolute(), quiesce)
         self._undone: str | None = None
         """Why an earlier freeze is not undone; "" = none is left, None = not looked at yet."""
-        self._policy = quiesce.policy
+        self._policy, self._strict = quiesce.policy, strict
         if strict and self._policy is Policy.PREFER:
             self._policy = Policy.REQUIRE
 
@@ -71,6 +71,8 @@ class QuiescedSource:
             if failure or self._policy is Policy.NEVER:
                 self._insist(failure)
                 taken = snapshots.enter_context(self._source.snapshot(revision, since))
+                if self._strict and contract.quiescing(taken).result == "failed":
+                    raise self._not_frozen(taken.reason)
                 yield _judged(taken, self._plan.quiesce, failure) if failure else taken
                 return
             with Freeze(replace(self._plan, revision=revision)) as freeze:
@@ -93,10 +95,13 @@ class QuiescedSource:
     def _insist(self, failure: str) -> None:
         """Under the policy `require` a failure is an error."""
         if failure and self._policy is Policy.REQUIRE:
-            raise SourceUnavailable(
-                f"{self._plan.vm}: the guest was not frozen: {failure}",
-                hint="see to it, or accept what a crash would leave: policy: prefer",
-            )
+            raise self._not_frozen(failure)
+
+    def _not_frozen(self, reason: str) -> SourceUnavailable:
+        return SourceUnavailable(
+            f"{self._plan.vm}: the guest was not frozen: {reason}",
+            hint="see to it, or accept what a crash would leave: policy: prefer, no --strict",
+        )
 
     def _refuse_stuck(self, freeze: Freeze) -> None:
         if freeze.stuck:

@@ -134,6 +134,7 @@ def test_the_hypervisor_takes_the_snapshots(
             done = site.backup()
         assert done["consistency"] == "filesystem"
         assert done["reason"].startswith("taken by the hypervisor, with the guest frozen, after ")
+        assert done["quiescing"] == "done"
         assert host.events[:4] == ["freeze", "take root", "take data", "thaw"]
         for disk in DISKS:
             assert site.content(done["id"], disk).startswith(FROZEN)
@@ -243,7 +244,7 @@ def test_the_backup_takes_the_snapshots_itself(
 
 
 def assert_taken_by_ourselves(site: Site, store: Store, done: Any, reason: str) -> None:
-    assert done["consistency"] == "crash"
+    assert (done["consistency"], done["quiescing"]) == ("crash", "failed")
     assert reason in done["reason"]
     assert done["reason"].startswith("RBD snapshots of 2 images, taken within ")
     for disk in DISKS:
@@ -310,6 +311,18 @@ def test_required_of_the_hypervisor_it_is_that_or_nothing(site: Site, store: Sto
     assert len(site.repository.revisions()) == 1
     store.leader = False
     assert "No cluster leader" in refused("-b", site.directory, "backup", "daily", code=13)
+
+
+def test_strict_is_required_of_the_hypervisor_this_once(site: Site, store: Store) -> None:
+    store.leader = False
+    message = backyfs("-b", site.directory, "backup", "--strict", "daily", code=13).err
+    assert f"{VM}: the guest was not frozen: RBD snapshots of 2 images" in message
+    assert "No cluster leader" in message
+    assert site.repository.revisions() == []
+    assert site.backup()["quiescing"] == "failed"
+    store.leader = True
+    with site.hypervisor().running():
+        backyfs("-b", site.directory, "backup", "--strict", "daily")
 
 
 def test_never_asks_nobody(site: Site, store: Store) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from backyfs.ceph.spec import ImageSpec
+from backyfs.config.quiesce import Policy
 from backyfs.config.site import read_site
 from backyfs.errors import ConfigError
 from backyfs.source import registry
 from backyfs.source.flyingcircus.agent import Agent
-from backyfs.source.flyingcircus.config import OWN_KEYS, Policy, read_config
+from backyfs.source.flyingcircus.config import OWN_KEYS, read_config
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "flyingcircus.md"
 BACKY = {"pool": "rbd.hdd", "image": "web01.root", "vm": "web01"}
