@@ -246,7 +246,7 @@ def test_listing_opens_nothing_but_records(tmp_path: Path) -> None:
         assert len(found) == 3 * 20 * 4  # the image, two partitions, revision.json
         listed = out("ls", "-lR", mount.path).splitlines()
         assert sum(line.startswith("l") for line in listed) > 3 * (1 + 20 + 2 * 20)
-        assert len(mount.descriptors()) == idle
+        assert len(mount.descriptors()) <= idle  # who asked whether it lives may just have gone
 
 
 def test_find_by_time(tree: Path, records: list[Record]) -> None:
