@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest
 from backyfs.store.format import Place
 from backyfs.store.fs import is_medium_error, read_exactly
 from backyfs.store.packs.extents import GAP, ExtentMap, Run, SegmentRef
-from backyfs.store.packs.library import BadFrame, Chained, Frame, Library
+from backyfs.store.packs.library import BadFrame, Chained, Frame, Library, Part
 from backyfs.store.quarantine import WHOLE, Bad, Quarantine
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,10 @@ class PackImage:
     def _frames(self, first: int, count: int, place: memoryview | None = None) -> list[Frame]:
         """Frames [first, first + count) in pieces; with `place` in there, and parts of it."""
         frames: list[Frame] = []
-        for run in self.map.find(first, count):
+        runs = list(self.map.find(first, count))
+        if place is not None and self._library.read_elsewhere(self._parts(first, runs), place):
+            return [place]
+        for run in runs:
             skip = run.first - first
             where = place and place[skip * FRAME : (skip + run.span) * FRAME]
             if run.segment != GAP:
@@ -187,6 +190,16 @@ class PackImage:
                 where[:] = bytes(len(where))
                 frames.append(where)
         return frames
+
+    def _parts(self, first: int, runs: Iterable[Run]) -> list[Part]:
+        """The stored ones among runs of a place that begins with frame `first`."""
+        segments = self.map.segments
+        return [
+            Part(ref.name, ref.root.hex(), run.number, run.span, run.first - first)
+            for run in runs
+            if run.segment != GAP
+            for ref in [segments[run.segment]]
+        ]
 
     def _stored(self, run: Run, place: memoryview | None) -> list[Frame]:
         ref = self.map.segments[run.segment]

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 from blake3 import blake3
 
@@ -54,8 +54,28 @@ class Chained(NamedTuple):
     base: Bad | None
 
 
+class Part(NamedTuple):
+    """Frames of a segment (its root in hex) and where they belong, counted in frames."""
+
+    name: str
+    root: str
+    number: int
+    span: int
+    at: int
+
+
+class Elsewhere(Protocol):
+    """Who reads frames outside of this process (decoders.py)."""
+
+    def read(self, directory: Path, parts: Sequence[Part], place: memoryview) -> bool:
+        """Frames into `place`, and zeros where none belong; False when it must be done here."""
+
+
 class Library:
     """Reads frames by (segment, number)."""
+
+    decoders: ClassVar[Elsewhere | None] = None
+    """Who helps all libraries of this process."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -221,6 +241,10 @@ class Library:
             if segment is None or not self._replaced(segment):
                 raise
         return self._read(name, root, number, count, place, fresh)
+
+    def read_elsewhere(self, parts: Sequence[Part], place: memoryview) -> bool:
+        """Fill `place` with the help of other processes, if that can be done."""
+        return self.decoders is not None and self.decoders.read(self._directory, parts, place)
 
     def _read(
         self,

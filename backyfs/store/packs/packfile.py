@@ -45,7 +45,7 @@ class _Pages:
     """An LRU of table pages for the whole process, bounded in bytes."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._bytes_max, self._bytes = bytes_max, 0
+        self.bytes_max, self._bytes = bytes_max, 0
         self._pages: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -61,12 +61,17 @@ class _Pages:
             if key not in self._pages:
                 self._pages[key] = page
                 self._bytes += len(page)
-            while self._bytes > self._bytes_max:
+            while self._bytes > self.bytes_max:
                 _, old = self._pages.popitem(last=False)
                 self._bytes -= len(old)
 
 
 _pages = _Pages(TABLE_CACHE_BYTES_MAX)
+
+
+def bound_tables(bytes_max: int) -> None:
+    """Keep fewer table pages in this process."""
+    _pages.bytes_max = bytes_max
 
 
 class PackFile:

@@ -1,0 +1,237 @@
+"""Frames that other processes decode: the same bytes and the same errors, whatever they do."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backyfs.errors import Corrupt
+from backyfs.model import FRAME
+from backyfs.store.contract import StoredImage
+from backyfs.store.packs import decoders as module
+from backyfs.store.packs.decoders import BLOCK_BYTES_MAX, FRAMES_MIN, Decoders, decoders
+from backyfs.store.packs.library import Library, Part
+from backyfs.store.repository import Repository
+from tests.reader.stores import add_revision, content, make_vm
+
+FRAMES = 40
+FIRST = content(FRAMES, seed=8, tail=1000)
+
+
+def changed(data: bytes, seed: int) -> bytes:
+    """With a few bytes of every third frame replaced: patches."""
+    rng = random.Random(seed)
+    new = bytearray(data)
+    for frame in range(seed % 3, FRAMES, 3):
+        new[frame * FRAME + 100 : frame * FRAME + 200] = rng.randbytes(100)
+    return bytes(new)
+
+
+LAST = changed(changed(FIRST, 1), 2)
+
+
+class Counted(Decoders):
+    """Decoders that count what they were asked for, and did."""
+
+    done = refused = 0
+
+    def read(self, directory: Path, parts: Sequence[Part], place: memoryview) -> bool:
+        place[:] = b"\xaa" * len(place)
+        done = super().read(directory, parts, place)
+        self.done += done
+        self.refused += not done
+        return done
+
+
+@pytest.fixture(scope="module")
+def helping() -> Iterator[Counted]:
+    found = Library.decoders = Counted(2)
+    yield found
+    Library.decoders = None
+    found.close()
+
+
+@pytest.fixture
+def own() -> Iterator[Counted]:
+    """Two that may be ill-treated."""
+    before = Library.decoders
+    found = Library.decoders = Counted(2)
+    yield found
+    Library.decoders = before
+    found.close()
+
+
+def newest(vm: Repository) -> StoredImage:
+    return vm.open_disk(vm.revisions()[-1], "disk")
+
+
+def read(image: StoredImage, first: int, count: int) -> bytes:
+    place = memoryview(bytearray(count * FRAME))
+    image.read_into(first * FRAME, place)
+    return bytes(place)
+
+
+@pytest.fixture(scope="module")
+def vm(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    found = make_vm(tmp_path_factory.mktemp("decoders"), "vm", FIRST, changed(FIRST, 1))
+    add_revision(found, LAST)
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_the_same_bytes(data: st.DataObject, vm: Repository, helping: Counted) -> None:
+    image = newest(vm)
+    offset = data.draw(st.integers(0, len(LAST) - 1))
+    length = data.draw(st.integers(1, min(BLOCK_BYTES_MAX + 2 * FRAME, len(LAST) - offset)))
+    place = memoryview(bytearray(length))
+    image.read_into(offset, place)
+    assert place == LAST[offset : offset + length]
+    image.close()
+
+
+def test_long_runs_are_decoded_elsewhere(tmp_path: Path, own: Counted) -> None:
+    data = random.Random(1).randbytes(20 * FRAME)
+    image = newest(make_vm(tmp_path, "vm", data))
+    for count, expected in ((16, 1), (FRAMES_MIN, 1), (FRAMES_MIN - 1, 0), (17, 0)):
+        own.done = 0
+        assert read(image, 0, count) == data[: count * FRAME]
+        assert own.done == expected, count
+    image.close()
+
+
+def test_damage_is_told_as_if_there_were_none(tmp_path: Path, own: Counted) -> None:
+    data = random.Random(1).randbytes(16 * FRAME)
+    vm = make_vm(tmp_path, "vm", data)
+    [pack] = vm.layout.packs.glob("*.pack")
+    stored = bytearray(pack.read_bytes())
+    stored[stored.index(data[5 * FRAME + 1000 : 5 * FRAME + 1064])] ^= 0xFF
+    pack.write_bytes(stored)
+    image = newest(vm)
+    with pytest.raises(Corrupt) as caught:
+        read(image, 0, 16)
+    assert (caught.value.offset, caught.value.length) == (5 * FRAME, FRAME)
+    assert own.refused
+    own.done = 0
+    assert read(image, 6, 10) == data[6 * FRAME :]
+    assert read(image, 0, 5) == data[: 5 * FRAME]
+    assert own.done == 2
+    image.close()
+
+
+def test_packs_that_were_replaced(tmp_path: Path, own: Counted) -> None:
+    first = random.Random(1).randbytes(16 * FRAME)
+    vm = make_vm(tmp_path, "vm", first)
+    assert read(newest(vm), 0, 16) == first
+    for number in range(4):
+        add_revision(vm, random.Random(number).randbytes(FRAME) + first[FRAME:])
+    vm.remove([vm.revisions()[0].id])
+    vm.gc()
+    data = random.Random(3).randbytes(FRAME) + first[FRAME:]
+    own.done = 0
+    image = newest(vm)
+    assert read(image, 0, 16) == data
+    assert own.done
+    image.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_one_that_was_killed(
+    number: signal.Signals, vm: Repository, own: Counted, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = newest(vm)
+    pids = list(own.pids)
+    for pid in pids:
+        os.kill(pid, number)
+    for _ in range(4):
+        assert read(image, 0, 16) == LAST[: 16 * FRAME]
+    assert own.pids == []
+    assert sum("is gone" in record.message for record in caplog.records) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    image.close()
+
+
+def test_one_that_does_not_answer(
+    vm: Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "ANSWER_S", 0.2)
+    data = random.Random(1).randbytes(16 * FRAME)
+    image = newest(make_vm(tmp_path, "other", data))
+    with decoders(1) as found:
+        [pid] = found.pids
+        os.kill(pid, signal.SIGSTOP)
+        assert read(image, 0, 16) == data
+        assert found.pids == []
+    assert not Path(f"/proc/{pid}").exists()
+    image.close()
+
+
+def test_they_keep_nothing_open_and_little_in_memory(tmp_path: Path) -> None:
+    data = random.Random(1).randbytes(16 * FRAME)
+    image = newest(make_vm(tmp_path, "vm", data))
+    with decoders(1) as found:
+        [pid] = found.pids
+        assert read(image, 0, 16) == data
+        packs = _open_packs(pid)
+        assert len(packs) == 1
+        deadline = time.monotonic() + 20
+        while _open_packs(pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not _open_packs(pid)
+        targets = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+        kinds = {target.split(":")[0].split(" ")[0] for target in targets}
+        assert kinds == {os.devnull, "socket"}
+    image.close()
+
+
+def _open_packs(pid: int) -> list[str]:
+    links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    return [link for link in links if link.endswith(".pack")]
+
+
+def test_they_end_with_their_owner() -> None:
+    program = (
+        "import sys, time\n"
+        "from backyfs.store.packs.decoders import decoders\n"
+        "with decoders(2) as found:\n"
+        "    print(*found.pids, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    with owner.stdout:
+        pids = owner.stdout.readline().split()
+        owner.kill()
+        assert owner.stdout.read() == ""  # nobody else has it open
+    owner.wait()
+    assert len(pids) == 2
+    deadline = time.monotonic() + 20
+    while any(_lives(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(_lives(pid) for pid in pids)
+
+
+def _lives(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_none_on_a_single_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    with decoders() as found:
+        assert found.pids == []
+    assert Library.decoders is None
