@@ -52,6 +52,11 @@ _RECENT = 8
 """When none of this many small reads was quicker (a cold disk), the next ones are made in threads.
 A single slow one says nothing: the machine may be busy."""
 READ_AHEAD_BYTES = 4 << 20
+_PIECE_BYTES = 1 << 20
+_PIECES = 8
+"""That many are decoded by one thread at one go; then it is another file's turn."""
+_AHEAD = 2
+"""Threads that decode ahead, for all files: one piece is under way while another is collected."""
 _READERS = 4
 _WRITERS = 2
 _CATALOG_READERS = 2
@@ -86,13 +91,15 @@ def _guarded(
 
 @dataclass(slots=True)
 class _File:
-    """An open file; `users` counts the handle itself and the work under way for it."""
+    """An open file; `users` counts the handle itself and the work under way for it, `prefetching`
+    the tasks that decode ahead.
+    """
 
     number: int
     opened: Opened
     ahead: ReadAhead
     users: int = 1
-    prefetching: bool = False
+    prefetching: int = 0
 
     def release(self) -> None:
         """One user less; the last gives the image back."""
@@ -122,7 +129,7 @@ class Handlers(FixedNames):
         self._reported: dict[str, None] = {}
         self._readers = trio.CapacityLimiter(_READERS)
         self._writers = trio.CapacityLimiter(_WRITERS)
-        self._ahead = trio.CapacityLimiter(1)
+        self._ahead = trio.CapacityLimiter(_AHEAD)
         self._catalog = trio.CapacityLimiter(_CATALOG_READERS)
         self._owner = (os.getuid(), os.getgid())
 
@@ -255,15 +262,18 @@ class Handlers(FixedNames):
         if length <= 0:
             return b""
         # Noted before anything is awaited: requests arrive in order, but end in any.
-        if file.ahead.note(off, length) and not file.prefetching:
+        if file.ahead.note(off, length):
             self._start_prefetch(file)
         data = image.try_read(off, length)
         return await self._decoded(file, off, length) if data is None else data
 
     def _start_prefetch(self, file: _File) -> None:
-        extent = self._due(file)
-        if extent is not None:
-            file.prefetching = True
+        """Begin when half of what was decoded ahead is used."""
+        while file.prefetching < _AHEAD:
+            extent = file.ahead.due(self._window() // 2, _PIECE_BYTES)
+            if extent is None:
+                return
+            file.prefetching += 1
             file.users += 1
             self.nursery.start_soon(self._prefetch, file, extent)
 
@@ -338,24 +348,33 @@ class Handlers(FixedNames):
         finally:
             self._recent_s.append(time.perf_counter() - start)
 
-    async def _prefetch(self, file: _File, extent: Extent | None) -> None:
-        """Decode ahead of the reader until it is far enough behind, or stopped reading."""
+    async def _prefetch(self, file: _File, extent: Extent) -> None:
         try:
-            while extent is not None:
-                await trio.to_thread.run_sync(
-                    file.opened.image.prefetch, extent, limiter=self._ahead
+            due: Extent | None = extent
+            while due is not None:
+                due = await trio.to_thread.run_sync(
+                    self._decode_ahead, file, due, limiter=self._ahead
                 )
-                extent = self._due(file) if file.number in self._files else None
         except Exception as exc:  # the read that needs it will say so
             log.debug("read-ahead failed", {"why": exc})
         finally:
-            file.prefetching = False
+            file.prefetching -= 1
             file.release()
 
-    def _due(self, file: _File) -> Extent | None:
-        """What to decode ahead now; all files together get a quarter of the cache for it."""
-        share = self.tree.images.cache.bytes_max // (4 * len(self._files))
-        return file.ahead.due(min(READ_AHEAD_BYTES, share))
+    def _decode_ahead(self, file: _File, extent: Extent) -> Extent | None:
+        """Decode some pieces, in one thread; returns what is due next, if the reader goes on."""
+        due: Extent | None = extent
+        for _ in range(_PIECES):
+            if due is None or file.number not in self._files:
+                return None
+            file.opened.image.prefetch(due)
+            due = file.ahead.due(self._window(), _PIECE_BYTES)
+        return due
+
+    def _window(self) -> int:
+        """How far to decode ahead; all files together get a quarter of the cache for it."""
+        share = self.tree.images.cache.bytes_max // (4 * max(1, len(self._files)))
+        return min(READ_AHEAD_BYTES, share)
 
     # The end
 

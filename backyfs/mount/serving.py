@@ -34,6 +34,7 @@ from backyfs.reader.images import OpenImages
 from backyfs.reader.overlay import Scratch
 from backyfs.reader.scratch import IDLE_S, ScratchViews
 from backyfs.reader.tree import Tree
+from backyfs.store.packs.decoders import decoders
 
 log = logging.getLogger(__name__)
 
@@ -77,16 +78,17 @@ def serve(options: Options, ready: Callable[[], None]) -> None:
     images = OpenImages(FrameCache(options.cache_bytes))
     tree = Tree(Catalog(options.base), images, check=options.check, views=views)
     handlers = Handlers(tree)
-    _mount(handlers, options)
-    try:
-        trio.run(_serve, options, handlers, ready)
-    finally:
-        if views is not None:
-            views.close()
-        images.close()
-        if options.while_pid is not None:
-            with contextlib.suppress(OSError):
-                os.rmdir(options.mountpoint)
+    with decoders():  # before there are threads, and a session they should not have
+        _mount(handlers, options)
+        try:
+            trio.run(_serve, options, handlers, ready)
+        finally:
+            if views is not None:
+                views.close()
+            images.close()
+            if options.while_pid is not None:
+                with contextlib.suppress(OSError):
+                    os.rmdir(options.mountpoint)
     log.info("unmounted", {"mountpoint": options.mountpoint})
 
 

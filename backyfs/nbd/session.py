@@ -309,7 +309,7 @@ class Session:
         """Have helpers decode what a sequential reader will want next, while we wait for it."""
         if self._ahead is None or not self._prefetch.over:
             return
-        extent = self._ahead.due(READ_AHEAD_BYTES)
+        extent = self._ahead.due(READ_AHEAD_BYTES, READ_AHEAD_BYTES // 2)
         if extent is not None:
             prefetch = self._attached.prefetch
             tasks = [_Ahead(prefetch, *piece) for piece in _cut(extent.offset, extent.length)]

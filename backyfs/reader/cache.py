@@ -251,6 +251,9 @@ class CachedImage:
         length = min(count * FRAME, self._size - offset)
         if count == 1:
             return self._image.read(offset, length)
+        hole = self._image.try_read(offset, length)
+        if hole is not None:
+            return hole
         data = memoryview(bytearray(length))
         self._image.read_into(offset, data)
         return data.toreadonly()
@@ -300,36 +303,42 @@ _PROVEN = 3
 
 
 class ReadAhead:
-    """Tells from the reads of one handle what to decode next; one per handle, no locking.
+    """Tells from the reads of one handle what to decode next; one per handle.
 
     Nothing before three reads that each began where the one before ended: a guess at a random
-    reader's next read costs it more than it can gain.
+    reader's next read costs it more than it can gain. One thread notes; any may ask what is due.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
+        self._lock = threading.Lock()
         self._position = 0
         self._sequential = 0
         self._horizon = 0
 
     def note(self, offset: int, length: int) -> bool:
         """`length` bytes at `offset` are being read; whether that is part of a sequence."""
-        if offset == self._position:
-            self._sequential += 1
-        else:
-            self._sequential = self._horizon = 0
-        self._position = offset + length
-        return self._sequential > _PROVEN
+        with self._lock:
+            if offset == self._position:
+                self._sequential += 1
+            else:
+                self._sequential = self._horizon = 0
+            self._position = offset + length
+            return self._sequential > _PROVEN
 
-    def due(self, window: int) -> Extent | None:
+    def due(self, window: int, piece: int) -> Extent | None:
         """What to decode now, to be up to `window` bytes ahead; it counts as done from here on.
 
-        None until half of what was decoded ahead is used.
+        At most `piece` bytes; None while there is no room for them. Where reads are as long as a
+        piece, each finds all it needs in one.
         """
-        start = max(self._horizon, self._position)
-        stop = min(self._position + window, self._size)
-        wanted = self._sequential > _PROVEN and start - self._position <= window // 2
-        if not wanted or stop <= start:
-            return None
-        self._horizon = stop
-        return Extent(start, stop - start)
+        piece = min(piece, window)
+        with self._lock:
+            if self._sequential <= _PROVEN or piece <= 0:
+                return None
+            start = max(self._horizon, self._position)
+            stop = min(start + piece, self._size)
+            if stop <= start or start - self._position > window - piece:
+                return None
+            self._horizon = stop
+            return Extent(start, stop - start)

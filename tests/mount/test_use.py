@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
 import random
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 from backyfs.model import FRAME
 from backyfs.store.repository import Repository
 from tests.images import checksum
-from tests.mount.mounts import Mounted, eventually, mounted
+from tests.mount.mounts import Mounted, eventually, is_alive, mounted
 from tests.parts import require
 from tests.reader.stores import add_revision, content, make_vm
 
@@ -93,6 +96,58 @@ def test_memory_is_bounded_by_default(large: Path, tmp_path: Path) -> None:
     with mounted(large, tmp_path / "mnt") as tree:
         _read_a_lot(tree)
         assert tree.status("VmHWM") < 192 * 1024
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_processes_decode_what_is_read_in_sequence(
+    large: Path, tmp_path: Path, killed: bool
+) -> None:
+    expected = checksum_of_large()
+    with mounted(large, tmp_path / "mnt") as tree:
+        pids = decoders_of(tree)
+        assert len(pids) == 2
+        with (tree.path / "vm/latest/disk.img").open("rb", buffering=0) as image:
+            found = hashlib.sha256()
+            while piece := image.read(8 * MIB):
+                found.update(piece)
+                if killed and image.tell() == 64 * MIB:
+                    for pid in pids:
+                        os.kill(pid, signal.SIGKILL)
+        assert found.hexdigest() == expected
+        if killed:
+            assert eventually(lambda: decoders_of(tree) == [])
+        else:
+            assert all(cpu_ticks(pid) > 0 for pid in pids)
+            assert all(status_kib(pid, "VmHWM") < 64 * 1024 for pid in pids)
+            assert sum(private_kib(pid) for pid in pids) < 24 * 1024
+    assert not any(is_alive(pid) for pid in pids)
+
+
+@functools.cache
+def checksum_of_large() -> str:
+    return hashlib.sha256(random.Random(1).randbytes(128 * MIB)).hexdigest()
+
+
+def decoders_of(tree: Mounted) -> list[int]:
+    """The processes forked by the server, but for fusermount3."""
+    children = Path(f"/proc/{tree.pid}/task/{tree.pid}/children").read_text().split()
+    server = Path(f"/proc/{tree.pid}/cmdline").read_bytes()
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes() == server]
+
+
+def cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def status_kib(pid: int, field: str) -> int:
+    return Mounted(Path(), pid).status(field)
+
+
+def private_kib(pid: int) -> int:
+    """What it shares with nobody."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
 def _read_a_lot(tree: Mounted) -> None:

@@ -226,10 +226,10 @@ def test_no_guess_without_a_proven_sequence() -> None:
     rng = random.Random(1)
     for _ in range(1000):
         ahead.note(rng.randrange(1 << 28) * 4096, 4096)
-        assert ahead.due(4 * MIB) is None
+        assert ahead.due(4 * MIB, MIB) is None
     for offset in (0, 4096, 8192, 4096, 8192, 16384):
         ahead.note(offset, 4096)
-        assert ahead.due(4 * MIB) is None
+        assert ahead.due(4 * MIB, MIB) is None
 
 
 @pytest.mark.parametrize("step", [4096, 128 * 1024, MIB])
@@ -240,8 +240,7 @@ def test_a_sequence_is_prefetched_once_and_not_too_far(step: int) -> None:
     for offset in range(0, size, step):
         length = min(step, size - offset)
         ahead.note(offset, length)
-        found = ahead.due(4 * MIB)
-        if found is not None:
+        while (found := ahead.due(4 * MIB, MIB)) is not None:
             assert offset + length <= found.offset < found.end <= offset + length + 4 * MIB
             wanted.append(found)
     for before, after in itertools.pairwise(wanted):
@@ -254,7 +253,17 @@ def test_a_jump_ends_the_sequence() -> None:
     ahead = ReadAhead(1 << 40)
     for index in range(8):
         ahead.note(index * MIB, MIB)
-    assert ahead.due(4 * MIB)
+    assert ahead.due(4 * MIB, MIB)
     for offset in (0, MIB):
         ahead.note(offset, MIB)
-        assert ahead.due(4 * MIB) is None
+        assert ahead.due(4 * MIB, MIB) is None
+
+
+@pytest.mark.parametrize("window", [0, FRAME, MIB])
+def test_a_small_window_is_respected(window: int) -> None:
+    ahead = ReadAhead(1 << 40)
+    for index in range(8):
+        ahead.note(index * MIB, MIB)
+    found = ahead.due(window, MIB)
+    assert found == (Extent(8 * MIB, window) if window else None)
+    assert ahead.due(window, MIB) is None
