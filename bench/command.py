@@ -77,10 +77,8 @@ class Process:
 
     @property
     def cpu_s(self) -> float:
-        """User and system time of all its threads so far; the program must run."""
-        # Behind the name, which is in brackets: fields 14 and 15 of proc(5).
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """User and system time of it and what it started, so far; the program must run."""
+        return sum(map(_cpu_ticks, _tree(self.pid))) / os.sysconf("SC_CLK_TCK")
 
     @property
     def peak_bytes(self) -> int:
@@ -135,6 +133,20 @@ class Process:
                 code, words = self._child.returncode, _last_words(self._errors)
                 raise CommandFailed(f"{self._what}: exit code {code}: {words}")
         return self._cost
+
+
+def _tree(pid: int) -> Iterator[int]:
+    """A process, its children, theirs …"""
+    yield pid
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    for child in children.read_text().split() if children.exists() else ():
+        yield from _tree(int(child))
+
+
+def _cpu_ticks(pid: int) -> int:
+    # Behind the name, which is in brackets: fields 14 and 15 of proc(5).
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def _start(what: Command, errors: IO[bytes]) -> subprocess.Popen[bytes]:

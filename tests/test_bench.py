@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
 from bench import bars, report
-from bench.command import CommandFailed, command, run
+from bench.command import CommandFailed, Process, command, run
 from bench.footprint import FileGrowth
 from bench.ledger import Ledger, Sample
 from bench.mkimage import Change, Plan, change, create
@@ -190,3 +191,21 @@ def test_a_small_run_measures_everything_and_leaves_nothing(tmp_path: Path, grou
     found = json.loads(result.read_text())
     assert found["failures"] == []
     assert found["bars"]
+
+
+def test_a_servers_processor_time_is_that_of_its_children_too() -> None:
+    program = (
+        "import os, time\n"
+        "parent = os.getpid()\n"
+        "if os.fork(): time.sleep(60)\n"
+        "while os.getppid() == parent: pass\n"
+    )
+    process = Process(command(sys.executable, "-c", program))
+    try:
+        deadline = time.monotonic() + 30
+        while process.cpu_s < 0.3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert process.cpu_s >= 0.3
+    finally:
+        process.kill()
+        process.finish(check=False)
