@@ -24,6 +24,7 @@ from backyfs.errors import TargetError
 FSTYPE = "fuse.backyfs"
 _SOURCE = "backyfs:"
 _COMMAND_S = 30.0
+_ACCEPTED_S = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,10 @@ class Process:
 def serving(device: str) -> Iterator[Process | None]:
     """The process of the mount with this device number, None when it is gone."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(1.0)
+        # Not settimeout(): then connect() fails at once while others wait to be accepted.
+        connection.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _ACCEPTED_S, 0)
+        )
         try:
             connection.connect(_beacon_name(device))
             credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
