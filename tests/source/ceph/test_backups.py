@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,15 @@ import pytest
 import trio
 
 from backyfs.engine.backup import back_up
+from backyfs.engine.trust import distrust
+from backyfs.errors import SourceUnavailable
 from backyfs.model import FRAME, Consistency
 from backyfs.source.ceph.config import read_config
+from backyfs.source.ceph.heads import Head, Taken, take
 from backyfs.source.ceph.points import prefix
-from backyfs.source.ceph.source import CephSource
+from backyfs.source.ceph.snapshot import CephDisk
+from backyfs.source.ceph.source import CephSession, CephSource
+from backyfs.source.contract import Backups
 from backyfs.store.record import Record
 from backyfs.store.repository import Repository
 from tests.ceph.cluster import Cluster
@@ -51,6 +58,23 @@ class Vm:
         with self.ceph.image(image) as opened:
             return [snap["name"] for snap in opened.list_snaps()]
 
+    def remove(self) -> None:
+        import rbd
+
+        with self.ceph.connected() as rados, rados.open_ioctx("rbd") as ioctx:
+            with rbd.Image(ioctx, "vm") as image:
+                for snap in list(image.list_snaps()):
+                    image.remove_snap(snap["name"])
+            rbd.RBD().remove(ioctx, "vm")
+
+    def invalidate_object_map(self) -> None:
+        """An object that the map does not know: `object-map check` finds it, and flags the map."""
+        with self.ceph.connected() as rados, rados.open_ioctx("rbd") as ioctx:
+            with self.ceph.image("vm") as image:
+                lost = f"{image.block_name_prefix()}.{3:016x}"
+            ioctx.write_full(lost, b"unknown")
+        self.ceph.rbd("object-map", "check", "rbd/vm")
+
     def name(self, record: Record) -> str:
         """The snapshot of a revision."""
         return prefix(self.repository.uuid) + record.id
@@ -84,3 +108,218 @@ async def test_only_what_changed_is_read(vm: Vm) -> None:
     assert content(vm.repository, first) != content(vm.repository, second)
     third = await vm.back_up()
     assert third.stats.read == 0
+
+
+async def test_the_bug_of_fast_diff(vm: Vm) -> None:
+    """Shrunk, a snapshot by somebody else, grown back: what Ceph's object maps say is wrong."""
+    import rbd
+
+    with vm.ceph.image("vm") as image:
+        image.write(b"x" * 16 * MIB, 0)
+    first = await vm.back_up()
+    with vm.ceph.image("vm") as image:
+        image.resize(6 * MIB)
+        image.create_snap("somebody")
+        image.resize(16 * MIB)
+    second = await vm.back_up()
+    assert content(vm.repository, second)[6 * MIB :] == bytes(10 * MIB)
+    assert vm.snaps() == ["somebody", vm.name(second)]
+    with vm.ceph.image("vm", vm.name(second)) as image:
+        assert image.features() & rbd.RBD_FEATURE_FAST_DIFF
+    assert first.id != second.id
+
+
+async def test_a_backup_that_fails_takes_its_snapshot_back(vm: Vm) -> None:
+    first = await vm.back_up()
+    vm.write(0, b"more")
+    with pytest.raises(ZeroDivisionError):
+        await back_up(vm.repository, Failing(read_config(vm.settings)))
+    assert vm.snaps() == [vm.name(first)]
+    second = await vm.back_up()
+    assert (second.parent, second.stats.read) == (first.id, FRAME)
+
+
+class Failing(CephSource):
+    """Fails when the disks are asked for: there are snapshots then."""
+
+    @contextlib.contextmanager
+    def session(self, backups: Backups) -> Iterator[CephSession]:
+        with super().session(backups) as session:
+
+            def fail(heads: Mapping[str, Head], name: str) -> Taken:
+                take(heads, name)
+                raise ZeroDivisionError
+
+            session._take = fail
+            yield session
+
+
+async def test_what_a_killed_backup_left(vm: Vm, caplog: pytest.LogCaptureFixture) -> None:
+    first = await vm.back_up()
+    left = prefix(vm.repository.uuid) + "20200101T000000Z-dead"
+    others = ["mine", "backy-12345678-20200101T000000Z-dead", f"{left}x"]
+    with vm.ceph.image("vm") as image:
+        for name in [left, *others]:
+            image.create_snap(name)
+    second = await vm.back_up()
+    assert second.parent == first.id
+    assert sorted(vm.snaps()) == sorted([*others, vm.name(second)])
+    assert warnings(caplog) == []
+
+
+async def test_a_protected_snapshot_stays(vm: Vm, caplog: pytest.LogCaptureFixture) -> None:
+    first = await vm.back_up()
+    with vm.ceph.image("vm") as image:
+        image.protect_snap(vm.name(first))
+    second = await vm.back_up()
+    assert vm.snaps() == [vm.name(first), vm.name(second)]
+    assert warnings(caplog) == ["snapshot is protected or has clones, and stays"]
+    with vm.ceph.image("vm") as image:
+        image.unprotect_snap(vm.name(first))
+    assert vm.snaps()[1:] == [vm.name(second)]
+    third = await vm.back_up()
+    assert vm.snaps() == [vm.name(third)]
+
+
+async def test_an_older_snapshot_is_better_than_none(vm: Vm) -> None:
+    first = await vm.back_up()
+    with vm.ceph.image("vm") as image:
+        image.protect_snap(vm.name(first))  # so that it stays
+    vm.write(5 * MIB, b"second")
+    second = await vm.back_up()
+    with vm.ceph.image("vm") as image:
+        image.unprotect_snap(vm.name(first))
+        image.remove_snap(vm.name(second))
+    third = await vm.back_up()
+    assert (third.parent, third.stats.read) == (first.id, FRAME)
+    assert vm.snaps() == [vm.name(third)]
+
+
+async def test_a_snapshot_removed_by_hand(vm: Vm, caplog: pytest.LogCaptureFixture) -> None:
+    first = await vm.back_up()
+    with vm.ceph.image("vm") as image:
+        image.remove_snap(vm.name(first))
+    second = await vm.back_up()
+    assert (second.parent, second.stats.changed) == (first.id, 0)
+    assert second.stats.read >= 5 * MIB
+    assert warnings(caplog) == ["the last backup's snapshot is gone: the image is read whole"]
+
+
+async def test_a_snapshot_of_the_same_name_is_another_one(vm: Vm) -> None:
+    first = await vm.back_up()
+    vm.write(0, b"before the other snapshot")
+    with vm.ceph.image("vm") as image:
+        image.remove_snap(vm.name(first))
+        image.create_snap(vm.name(first))
+    await vm.back_up()
+
+
+async def test_a_snapshot_removed_while_it_is_read(vm: Vm) -> None:
+    """What is read of it then may be anything: nothing is published."""
+
+    class Removing(CephDisk):
+        def changed(self) -> None:
+            with vm.ceph.image("vm") as image:
+                for name in vm.snaps():
+                    image.remove_snap(name)
+
+    first = await vm.back_up()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backyfs.source.ceph.source.CephDisk", Removing)
+        with pytest.raises(SourceUnavailable, match="was removed while it was read"):
+            await back_up(vm.repository, vm.source)
+    assert [record.id for record in vm.repository.revisions()] == [first.id]
+    await vm.back_up()
+
+
+async def test_an_image_made_anew(vm: Vm, caplog: pytest.LogCaptureFixture) -> None:
+    first = await vm.back_up()
+    vm.remove()
+    vm.ceph.create_image("vm", 16 * MIB)
+    vm.write(0, b"another machine")
+    second = await vm.back_up()
+    assert second.parent == first.id
+    assert warnings(caplog) == ["the image is not that of the last backup: it is read whole"]
+
+
+async def test_a_renamed_image_is_the_same(vm: Vm) -> None:
+    first = await vm.back_up()
+    assert vm.ceph.rbd("rename", "rbd/vm", "rbd/renamed").returncode == 0
+    vm.settings["image"] = "renamed"
+    second = await back_up(vm.repository, vm.source)
+    assert (second.parent, second.stats.read) == (first.id, 0)
+    assert vm.snaps("renamed") == [vm.name(second)]
+
+
+async def test_full_always_leaves_nothing(vm: Vm) -> None:
+    await vm.back_up()
+    vm.settings["full-always"] = True
+    second = await vm.back_up()
+    assert second.stats.read >= 5 * MIB
+    assert vm.snaps() == []
+
+
+async def test_a_distrusted_revision_is_not_rested_on(vm: Vm) -> None:
+    first = await vm.back_up()
+    distrust(vm.repository, [first], "a whim")
+    second = await vm.back_up()
+    assert second.stats.read >= 5 * MIB
+
+
+async def test_an_invalid_object_map(vm: Vm) -> None:
+    """What it does not know is in the backup, in the first one and in those that follow."""
+    vm.invalidate_object_map()
+    await vm.back_up()
+    vm.write(5 * MIB, b"new")
+    second = await vm.back_up()
+    assert second.stats.read == FRAME
+    with vm.ceph.image("vm", vm.name(second)) as image:
+        assert image.flags()
+
+
+async def test_a_copy_of_the_repository(
+    vm: Vm, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each removes the other's snapshot; both say so, and both are right."""
+    await vm.back_up()
+    shutil.copytree(tmp_path / "vm", tmp_path / "copy")
+    here, there = vm.repository, Repository.open(tmp_path / "copy")
+    for repository in (there, here, there):
+        vm.write(5 * MIB, repository.name.encode())
+        vm.repository = repository
+        await vm.back_up()
+    told = [text for text in warnings(caplog) if "does a copy back up" in text]
+    assert len(told) == 2
+
+
+async def test_images_at_one_moment(ceph: Cluster, tmp_path: Path) -> None:
+    names = ["root", "data", "log"]
+    for name in names:
+        ceph.create_image(name, 4 * MIB)
+    repository = Repository.create(tmp_path / "vm", "packs")
+    source = CephSource(read_config({"pool": "rbd", "images": {name: name for name in names}}))
+    record = await back_up(repository, source)
+    assert record.reason.startswith("RBD snapshots of 3 images, taken within ")
+    for name in names:
+        with ceph.image(name) as image:
+            assert [snap["name"] for snap in image.list_snaps()] == [
+                prefix(repository.uuid) + record.id
+            ]
+    ceph.create_image("new", 4 * MIB)
+    source = CephSource(read_config({"pool": "rbd", "images": {"root": "root", "new": "new"}}))
+    second = await back_up(repository, source)
+    assert second.stats.read == 0
+    assert list(second.disks) == ["root", "new"]
+
+
+async def test_an_image_in_a_namespace(ceph: Cluster, tmp_path: Path) -> None:
+    assert ceph.rbd("namespace", "create", "rbd/tenant").returncode == 0
+    assert ceph.rbd("create", "--size", "8M", "rbd/tenant/vm").returncode == 0
+    repository = Repository.create(tmp_path / "vm", "packs")
+    settings = {"pool": "rbd", "namespace": "tenant", "image": "vm"}
+    first = await back_up(repository, CephSource(read_config(settings)))
+    again = CephSource(read_config({"images": {"disk": "rbd/tenant/vm"}}))
+    second = await back_up(repository, again)
+    assert second.parent == first.id
+    bookmark = second.disks["disk"].source["bookmark"]
+    assert (bookmark["namespace"], bookmark["image"]) == ("tenant", "vm")
