@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from backyfs.ceph.failure import explained, failure
+from backyfs.ceph.failure import explained, failure, timed_out
 from backyfs.ceph.settings import Settings, completed
 from backyfs.ceph.spec import ImageSpec
 from backyfs.errors import BackyfsError, ConfigError, SourceUnavailable
@@ -91,6 +91,10 @@ class Cluster:
                 raise failure(f"open {name}", self.kind, exc) from exc
             try:
                 yield image
+            except BackyfsError as exc:
+                if timed_out(exc):
+                    self.give_up()
+                raise
             finally:
                 with contextlib.suppress(rbd.Error):  # hung: all that mattered has been flushed
                     image.close()

@@ -71,7 +71,7 @@ class CephDisk:
     @contextlib.contextmanager
     def opened(cls, head: Head, name: str, base: Point | None) -> Iterator[CephDisk]:
         """The image at its snapshot `name`, while entered; `base`: what changes are told since."""
-        with head.cluster.image(head.spec, snapshot=name, read_only=True) as image:
+        with _opened(head, name) as image:
             with explained(f"look at {head.spec}@{name}", SourceUnavailable):
                 point = head.point(Snap(name, image.snap_get_id(name), image.size()))
             yield cls(head, image, point, base)
@@ -131,3 +131,26 @@ class CephDisk:
                 f"cannot read {self._what} at byte {offset}: {len(data)} bytes instead of {length}"
             )
         return data
+
+
+@contextlib.contextmanager
+def _opened(head: Head, name: str) -> Iterator[Any]:
+    """The image at a snapshot. One that is there and cannot be opened has no object map.
+
+    That is how snapshots turn out that are made while the cluster is full.
+    """
+    import rbd
+
+    with contextlib.ExitStack() as stack:
+        try:
+            image = stack.enter_context(
+                head.cluster.image(head.spec, snapshot=name, read_only=True)
+            )
+        except SourceUnavailable as exc:
+            if isinstance(exc.__cause__, rbd.ImageNotFound):
+                raise SourceUnavailable(
+                    f"the snapshot {head.spec}@{name} was made, and cannot be opened",
+                    hint="its object map is missing: is the cluster full? see: ceph health detail",
+                ) from exc
+            raise
+        yield image
