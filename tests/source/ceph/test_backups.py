@@ -312,6 +312,14 @@ async def test_images_at_one_moment(ceph: Cluster, tmp_path: Path) -> None:
     assert list(second.disks) == ["root", "new"]
 
 
+async def test_an_empty_image(vm: Vm) -> None:
+    with vm.ceph.image("vm") as image:
+        image.resize(0)
+    first = await vm.back_up()
+    second = await vm.back_up()
+    assert (first.size, second.size, second.parent) == (0, 0, first.id)
+
+
 async def test_an_image_in_a_namespace(ceph: Cluster, tmp_path: Path) -> None:
     assert ceph.rbd("namespace", "create", "rbd/tenant").returncode == 0
     assert ceph.rbd("create", "--size", "8M", "rbd/tenant/vm").returncode == 0
