@@ -5,10 +5,10 @@ object there is, an hour for 50 TiB. Or by object (`whole_object`) from the obje
 with the feature fast-diff: some ms whatever its size, but for a 4 KiB write the answer is 4 MiB.
 Where the second may be used it finds the objects, and the first is asked only about those.
 
-    64 GiB, 4000 objects, 40 of them changed by 4 KiB    time      listed
-    by object                                            4 ms      160 MiB
-    exactly                                              900 ms    0.2 MiB
-    both steps                                           15 ms     0.2 MiB
+    64 GiB, 4000 objects, 40 of them changed by 4 KiB    time       listed
+    by object                                            6 ms       160 MiB
+    exactly                                              1-3 s      0.2 MiB
+    both steps                                           16 ms      0.2 MiB
 
 Whether Ceph says that an extent exists is not looked at: where a parent or an older state shows
 through, what it calls gone need not be zero.
