@@ -135,6 +135,9 @@ class Site:
             return max(record.seq for record in Repository.open(self.base / name).revisions())
         return 0
 
+    def has_made(self, name: str, count: int) -> bool:
+        return self.count(name) >= count
+
     def counts(self) -> dict[str, int]:
         return {name: self.count(name) for name in self.vms}
 
