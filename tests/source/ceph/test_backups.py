@@ -16,6 +16,7 @@ from backyfs.engine.backup import back_up
 from backyfs.engine.trust import distrust
 from backyfs.errors import SourceUnavailable
 from backyfs.model import FRAME, Consistency
+from backyfs.source.ceph import diff, points
 from backyfs.source.ceph.config import read_config
 from backyfs.source.ceph.heads import Head, Taken, take
 from backyfs.source.ceph.points import prefix
@@ -274,7 +275,8 @@ async def test_an_invalid_object_map(vm: Vm) -> None:
     second = await vm.back_up()
     assert second.stats.read == FRAME
     with vm.ceph.image("vm", vm.name(second)) as image:
-        assert image.flags()
+        snap = points.snaps(image)[-1]
+        assert diff.doubts(image, None, snap, [snap]) == "its object map is invalid"
 
 
 async def test_a_copy_of_the_repository(
@@ -331,3 +333,17 @@ async def test_an_image_in_a_namespace(ceph: Cluster, tmp_path: Path) -> None:
     assert second.parent == first.id
     bookmark = second.disks["disk"].source["bookmark"]
     assert (bookmark["namespace"], bookmark["image"]) == ("tenant", "vm")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("fsid", "another"), ("pool_id", 77), ("image_id", "another"), ("snapshot_id", 7777)],
+)
+async def test_what_tells_a_snapshot_from_another(vm: Vm, key: str, value: object) -> None:
+    record = await vm.back_up()
+    bookmark = record.disks["disk"].source["bookmark"]
+    with vm.source.session(Backups(vm.repository.uuid, {record.id})) as session:
+        assert session.remembers({"disk": bookmark})
+        assert session.remembers({"disk": {**bookmark, "image": "an earlier name"}})
+        assert not session.remembers({"disk": {**bookmark, key: value}})
+        assert not session.remembers({"another": bookmark})
