@@ -75,6 +75,8 @@ osd_fast_shutdown = false
 osd_max_object_name_len = 256
 osd_max_object_namespace_len = 64
 osd_snap_trim_sleep = 0.001
+# how long a client that died or hangs is thought to be there (30): its lock is broken then
+osd_client_watch_timeout = 10
 osd_snap_trim_sleep_hdd = 0
 osd_delete_sleep_hdd = 0
 memstore_device_bytes = {size}

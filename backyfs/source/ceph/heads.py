@@ -15,7 +15,7 @@ from backyfs.ceph.failure import explained
 from backyfs.ceph.spec import ImageSpec
 from backyfs.errors import SourceUnavailable
 from backyfs.model import Consistency, Quiescing
-from backyfs.source.ceph.points import Point, Snap, snaps
+from backyfs.source.ceph.points import Kind, Point, Snap, snaps
 
 log = logging.getLogger(__name__)
 
@@ -63,19 +63,23 @@ class Head:
         ):
             self._image.create_snap(name)
 
-    def remove(self, names: Collection[str]) -> None:
-        """Remove snapshots, as far as they are there and nobody holds them."""
+    def remove(self, which: Collection[Snap]) -> None:
+        """Remove snapshots, as far as they are there and nobody holds them.
+
+        One in the trash that has clones goes by itself, with the last of them.
+        """
         import rbd
 
-        for name in sorted(names):
-            values = {"image": str(self.spec), "snapshot": name}
+        for snap in which:
+            values = {"image": str(self.spec), "snapshot": snap.name}
             try:
-                with explained(f"remove {self.spec}@{name}", SourceUnavailable):
-                    self._image.remove_snap(name)
+                with explained(f"remove {self.spec}@{snap.name}", SourceUnavailable):
+                    self._image.remove_snap_by_id(snap.id)
             except SourceUnavailable as exc:
-                if isinstance(exc.__cause__, rbd.ImageBusy):
+                busy = isinstance(exc.__cause__, rbd.ImageBusy)
+                if busy and snap.kind is Kind.USER:
                     log.warning("snapshot is protected or has clones, and stays", values)
-                elif not isinstance(exc.__cause__, rbd.ImageNotFound):
+                elif not busy and not isinstance(exc.__cause__, rbd.ImageNotFound):
                     raise
 
 

@@ -6,6 +6,8 @@ The name of a snapshot says which repository it belongs to and which revision wa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -14,16 +16,28 @@ from backyfs.model import is_revision_id
 from backyfs.source.contract import Bookmark
 
 
+class Kind(StrEnum):
+    """Whose a snapshot is: somebody's who made it, nobody's any more, or of a group or mirror.
+
+    Ceph moves a snapshot to its trash before it removes it: one is left there when whoever
+    removes it dies, or (then it cannot be removed) as long as it has clones.
+    """
+
+    USER = "user"
+    TRASH = "trash"
+    OTHER = "other"
+
+
 class Snap(NamedTuple):
     """A snapshot of an image: `id` is unique in its pool and grows with time, `size` is in bytes.
 
-    `user`: made by people or programs, not for a group, a mirror or as something in the trash.
+    `name` of one in the trash is that which it had.
     """
 
     name: str
     id: int
     size: int
-    user: bool = True
+    kind: Kind = Kind.USER
 
 
 class Point(NamedTuple):
@@ -79,17 +93,14 @@ def revision_of(name: str, prefix: str) -> str | None:
 
 def snaps(image: Any) -> list[Snap]:
     """All snapshots of an open image, oldest first."""
+    return sorted(map(_snap, image.list_snaps()), key=lambda snap: snap.id)
+
+
+def _snap(entry: Mapping[str, Any]) -> Snap:
     import rbd
 
-    return sorted(
-        (
-            Snap(
-                entry["name"],
-                entry["id"],
-                entry["size"],
-                entry["namespace"] == rbd.RBD_SNAP_NAMESPACE_TYPE_USER,
-            )
-            for entry in image.list_snaps()
-        ),
-        key=lambda snap: snap.id,
-    )
+    name, namespace = entry["name"], entry["namespace"]
+    if namespace == rbd.RBD_SNAP_NAMESPACE_TYPE_TRASH:
+        return Snap(entry["trash"]["original_name"], entry["id"], entry["size"], Kind.TRASH)
+    kind = Kind.USER if namespace == rbd.RBD_SNAP_NAMESPACE_TYPE_USER else Kind.OTHER
+    return Snap(name, entry["id"], entry["size"], kind)

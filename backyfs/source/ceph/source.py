@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +18,7 @@ from backyfs.ceph.failure import timed_out
 from backyfs.errors import BackyfsError
 from backyfs.source.ceph.config import Config, read_config
 from backyfs.source.ceph.heads import Head, Take, opened, take
-from backyfs.source.ceph.points import Point, point_of, prefix, revision_of
+from backyfs.source.ceph.points import Kind, Point, Snap, point_of, prefix, revision_of
 from backyfs.source.ceph.snapshot import CephDisk, CephSnapshot
 from backyfs.source.contract import Backups, Bookmark
 
@@ -91,7 +91,8 @@ class CephSession:
         What a killed backup left is of no revision either, but leaves ours in place.
         """
         for disk, snaps in self._snaps.items():
-            taken_for = {revision_of(snap.name, self._prefix) for snap in snaps} - {None}
+            taken_for = {revision_of(s.name, self._prefix) for s in snaps if s.kind is Kind.USER}
+            taken_for.discard(None)
             if taken_for and backups.revisions and taken_for.isdisjoint(backups.revisions):
                 values = {
                     "image": str(self._images[disk]),
@@ -151,29 +152,26 @@ class CephSession:
             yield
         except BaseException as exc:
             if not timed_out(exc) and self._kept != name:
-                self._remove(lambda head: [name])
+                self._remove(lambda snap: snap.name == name)
             raise
         if self._kept != name:
-            self._remove(lambda head: [name])
+            self._remove(lambda snap: snap.name == name)
 
     def _published(self, name: str) -> None:
         """Keep this snapshot, and none but this, of those that are ours."""
         if self._keeps:
             self._kept = name
-        self._remove(
-            lambda head: [
-                snap.name
-                for snap in head.snaps()
-                if snap.user and snap.name != name and revision_of(snap.name, self._prefix)
-            ]
-        )
+        self._remove(lambda snap: snap.name != name and self._is_ours(snap))
 
-    def _remove(self, which: Callable[[Head], Collection[str]]) -> None:
+    def _is_ours(self, snap: Snap) -> bool:
+        return snap.kind is not Kind.OTHER and revision_of(snap.name, self._prefix) is not None
+
+    def _remove(self, which: Callable[[Snap], bool]) -> None:
         """Remove snapshots of each image; what cannot be removed now is for another time."""
         for disk, spec in self._images.items():
             try:
                 with opened(self._cluster, {disk: spec}) as heads:
-                    heads[disk].remove(which(heads[disk]))
+                    heads[disk].remove([snap for snap in heads[disk].snaps() if which(snap)])
             except BackyfsError as exc:
                 log.warning("snapshots stay for now", {"image": str(spec), "reason": exc.message})
                 if timed_out(exc):

@@ -15,6 +15,7 @@ from backyfs.config.quiesce import Policy
 from backyfs.errors import SourceUnavailable
 from backyfs.model import Consistency, Quiescing
 from backyfs.source.ceph.heads import Head, Taken, take
+from backyfs.source.ceph.points import Kind, Snap
 from backyfs.source.ceph.source import CephSource
 from backyfs.source.flyingcircus.config import Config, read_config
 
@@ -56,7 +57,7 @@ class Hypervisor:
             )
         log.warning("backup without the hypervisor's snapshot", {"reason": reason})
         for head in heads.values():  # what it took of some disks is of another time
-            head.remove([name])
+            head.remove(_named(head, name))
         taken = take(heads, name)
         return taken._replace(reason=f"{taken.reason}; {reason}", quiescing=Quiescing("failed"))
 
@@ -66,7 +67,7 @@ class Hypervisor:
         from backyfs.source.flyingcircus.request import ask
 
         def missing() -> Sequence[str]:
-            return [disk for disk, head in heads.items() if not _has(head, name)]
+            return [disk for disk, head in heads.items() if not _named(head, name)]
 
         return ask(
             Consul(self._config.agent),
@@ -78,8 +79,9 @@ class Hypervisor:
         )
 
 
-def _has(head: Head, name: str) -> bool:
-    return any(snap.name == name for snap in head.snaps())
+def _named(head: Head, name: str) -> list[Snap]:
+    """The snapshot of a name, if it is there."""
+    return [snap for snap in head.snaps() if snap.name == name and snap.kind is Kind.USER]
 
 
 def _prefix(name: str) -> str:

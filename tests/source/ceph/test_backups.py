@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from backyfs.model import FRAME, Consistency
 from backyfs.source.ceph import diff, points
 from backyfs.source.ceph.config import read_config
 from backyfs.source.ceph.heads import Head, Taken, take
-from backyfs.source.ceph.points import prefix
+from backyfs.source.ceph.points import Kind, prefix
 from backyfs.source.ceph.snapshot import CephDisk
 from backyfs.source.ceph.source import CephSession, CephSource
 from backyfs.source.contract import Backups
@@ -58,6 +62,20 @@ class Vm:
     def snaps(self, image: str = "vm") -> list[str]:
         with self.ceph.image(image) as opened:
             return [snap["name"] for snap in opened.list_snaps()]
+
+    def kill_while_removing(self, name: str, delay_s: float) -> None:
+        """A client begins to remove a snapshot, and is killed."""
+        code = (
+            "import os, rados, rbd, sys\n"
+            "cluster = rados.Rados(conffile=os.environ['CEPH_CONF']); cluster.connect()\n"
+            "image = rbd.Image(cluster.open_ioctx('rbd'), 'vm'); print('now', flush=True)\n"
+            "image.remove_snap(sys.argv[1])\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", code, name], stdout=subprocess.PIPE) as client:
+            assert client.stdout
+            assert client.stdout.readline() == b"now\n"
+            time.sleep(delay_s)
+            client.kill()
 
     def remove(self) -> None:
         import rbd
@@ -180,6 +198,41 @@ async def test_a_protected_snapshot_stays(vm: Vm, caplog: pytest.LogCaptureFixtu
     assert vm.snaps()[1:] == [vm.name(second)]
     third = await vm.back_up()
     assert vm.snaps() == [vm.name(third)]
+
+
+async def test_a_snapshot_with_clones_goes_with_them(
+    vm: Vm, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It lies in the trash until then, as one does whose removal was interrupted."""
+    first = await vm.back_up()
+    clone = ["clone", "--rbd-default-clone-format", "2", f"rbd/vm@{vm.name(first)}", "rbd/clone"]
+    assert vm.ceph.rbd(*clone).returncode == 0
+    second = await vm.back_up()
+    with vm.ceph.image("vm") as image:
+        kinds = [(snap.name, snap.kind) for snap in points.snaps(image)]
+    assert kinds == [(vm.name(first), Kind.TRASH), (vm.name(second), Kind.USER)]
+    third = await vm.back_up()
+    assert vm.ceph.rbd("rm", "rbd/clone").returncode == 0
+    assert vm.snaps() == [vm.name(third)]
+    assert warnings(caplog) == []
+
+
+async def test_a_removal_that_was_interrupted(vm: Vm) -> None:
+    """Ceph keeps what is left of the snapshot under another name, in its trash."""
+    first = await vm.back_up()
+    delays = random.Random(1)
+    for _ in range(200):
+        vm.kill_while_removing(vm.name(first), delays.uniform(0, 0.05))
+        with vm.ceph.image("vm") as image:
+            kinds = [snap.kind for snap in points.snaps(image)]
+            if not kinds:
+                image.create_snap(vm.name(first))
+        if kinds == [Kind.TRASH]:
+            break
+    else:
+        raise AssertionError("never killed at the right time")
+    second = await vm.back_up()
+    assert vm.snaps() == [vm.name(second)]
 
 
 async def test_an_older_snapshot_is_better_than_none(vm: Vm) -> None:
