@@ -27,6 +27,7 @@ from backyfs import notify
 from backyfs.allocator import keep_freed_blocks
 from backyfs.errors import TargetError
 from backyfs.mount.handlers import Handlers
+from backyfs.mount.lifeline import lifeline
 from backyfs.mount.mountpoint import FSTYPE, Mount, beacon, mounted_at, mounts, source_of
 from backyfs.reader.cache import CACHE_BYTES_MAX, FrameCache
 from backyfs.reader.catalog import Catalog
@@ -141,7 +142,7 @@ def _mount(handlers: Handlers, options: Options) -> None:
         names.add("allow_other")
     with tempfile.TemporaryFile() as said:
         try:
-            with _stderr_into(said.fileno()):
+            with _stderr_into(said.fileno()), lifeline():
                 pyfuse3.init(handlers, str(options.mountpoint), names)
         except RuntimeError as exc:
             said.seek(0)

@@ -106,13 +106,21 @@ def eventually(look: Callable[[], bool], patience_s: float = 20.0) -> bool:
     return True
 
 
-def kill_with_helper(pid: int, point: Path) -> None:
-    """Kill the process and, first, the fusermount3 that would tidy up after it."""
+def helper_of(point: Path) -> int:
+    """The pid of the fusermount3 that waits to tidy up after the process of a mount; 0 = none."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
                 if words[0].endswith(b"fusermount3") and os.fsencode(point) in words:
-                    os.kill(int(entry.name), signal.SIGKILL)
+                    return int(entry.name)
+    return 0
+
+
+def kill_with_helper(pid: int, point: Path) -> None:
+    """Kill the process and, first, the fusermount3 that would tidy up after it."""
+    helper = helper_of(point)
+    assert helper
+    os.kill(helper, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
     assert eventually(lambda: not is_alive(pid))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from backyfs.store.repository import Repository
 from tests.mount.mounts import (
     Mounted,
     eventually,
+    helper_of,
     is_alive,
     kill_with_helper,
     mounted,
@@ -28,6 +31,8 @@ from tests.mount.mounts import (
 )
 from tests.parts import require
 from tests.reader.stores import content, make_vm
+
+PIDFD_GETFD = 438
 
 DATA = content(20, seed=8)
 
@@ -206,6 +211,40 @@ def test_a_killed_process_leaves_no_mount(tree: Mounted) -> None:
     with contextlib.suppress(OSError):
         os.close(fd)
     assert os.listdir(tree.path) == []
+
+
+def test_its_end_is_heard_of_when_the_mount_is_dead_already(tree: Mounted) -> None:
+    """fusermount3 looks once; a process lets go first of what has the highest number."""
+    require("root", "takes descriptors of another process")
+    (fuse,) = open_there(tree.pid, "/dev/fuse")
+    with contextlib.ExitStack() as stack:
+        poll, numbers = select.poll(), {}
+        for number in open_there(tree.pid, "socket:"):
+            fd = stack.enter_context(borrowed(tree.pid, number))
+            poll.register(fd, 0)
+            numbers[fd] = number
+        helper = helper_of(tree.path)
+        os.kill(helper, signal.SIGKILL)
+        assert eventually(lambda: not is_alive(helper))
+        (lifeline,) = (numbers[fd] for fd, event in poll.poll(0) if event & select.POLLHUP)
+    assert lifeline < fuse
+
+
+def open_there(pid: int, kind: str) -> list[int]:
+    """Numbers of the descriptors of a process that are of a kind."""
+    there = Path(f"/proc/{pid}/fd")
+    return [int(fd.name) for fd in there.iterdir() if os.readlink(fd).startswith(kind)]
+
+
+@contextlib.contextmanager
+def borrowed(pid: int, number: int) -> Iterator[int]:
+    """A descriptor of another process, as one of ours, while entered."""
+    process = os.pidfd_open(pid)
+    fd = ctypes.CDLL(None).syscall(PIDFD_GETFD, process, number, 0)
+    os.close(process)
+    assert fd >= 0
+    yield fd
+    os.close(fd)
 
 
 def test_a_dead_mount_is_repaired(base: Path, point: Path) -> None:
