@@ -196,8 +196,14 @@ class _Guard:
             assert stream is not None
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             self._process.wait(PROMPT_S)
+        except subprocess.TimeoutExpired:
+            _let_go.append(self._process)
+
+
+_let_go: list[subprocess.Popen[bytes]] = []
+"""Guards that still had something to do when their backup went on; nobody waits for them."""
 
 
 def _session(number: int) -> Iterator[int]:
