@@ -20,6 +20,7 @@ from tests.nbd.site import Site
 from tests.parts import require
 
 _JOB = """
+stty -echo </dev/console
 (read line; touch /tmp/stop) </dev/console &
 mount -t ext4 /dev/vda1 /mnt
 report hello $(cat /mnt/hello)

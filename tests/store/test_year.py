@@ -1,6 +1,6 @@
 """A year of hourly backups of one VM, with retention: the store's bounds hold all the time.
 
-In the suite every sixth hour of the year is backed up, which meets all of retention's rules;
+In the suite every twelfth hour of the year is backed up, which meets all of retention's rules;
 with BACKYFS_FULL_YEAR=1 every hour is, which takes some minutes.
 """
 
@@ -27,7 +27,7 @@ from tests.store import faults
 
 HOURS = 365 * 24
 FULL = bool(os.environ.get("BACKYFS_FULL_YEAR"))
-STEP = 1 if FULL else 6
+STEP = 1 if FULL else 12
 FRAMES, HOT = 96, 10
 
 

@@ -16,7 +16,7 @@ import pytest
 from backyfs.source.ceph.points import prefix
 from backyfs.store.repository import Repository
 from tests.ceph.cluster import Cluster, running
-from tests.cli.program import backyfs
+from tests.cli.program import PROGRAM, backyfs
 from tests.engine.scheduling.daemons import Site, eventually
 from tests.parts import require
 
@@ -101,10 +101,10 @@ def test_the_life_of_a_vm(cluster: Cluster, tmp_path: Path) -> None:
     assert newest.stats.read < 12 * MIB
     assert_file_is_there(site, tmp_path / "mnt")
     name = prefix(repository.uuid) + newest.id
-    restored = (
-        f"set -o pipefail; backyfs -b {site.base}/web01 restore - | rbd import - rbd/restored"
+    restored = f"{PROGRAM} -b {site.base}/web01 restore - | rbd import - rbd/restored"
+    subprocess.run(
+        ["bash", "-o", "pipefail", "-c", restored], check=True, capture_output=True, timeout=120
     )
-    subprocess.run(["bash", "-c", restored], check=True, capture_output=True, timeout=120)
     assert cluster.rbd("snap", "create", "rbd/restored@s").returncode == 0
     assert cluster.export("restored", "s") == cluster.export("web01", name)
     listed = cluster.rbd("snap", "ls", "rbd/web01").stdout
