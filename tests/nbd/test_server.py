@@ -16,6 +16,7 @@ import pytest
 from backyfs.model import FRAME
 from backyfs.nbd.protocol.constants import Command, CommandFlag, Option
 from backyfs.nbd.server import Limits
+from backyfs.nbd.session import READ_AHEAD_BYTES
 from backyfs.reader.overlay import Scratch
 from backyfs.store.repository import Repository
 from tests.cli.program import backyfs, refused
@@ -123,14 +124,22 @@ def test_cache_is_a_hint(base: Path) -> None:
         assert client.read(0, 100) == IMAGE[:100]
 
 
+def stored_bytes(*frames: int) -> int:
+    """Bytes of those of some whole frames of IMAGE that are no holes."""
+    return sum(FRAME for number in frames if any(IMAGE[number * FRAME :][:FRAME]))
+
+
 def test_who_reads_in_sequence_is_read_ahead_for(packs: Path) -> None:
     with running(packs) as server, server.attached(ONLY) as client:
-        for number in (40, 3, 77, 12):  # no sequence
+        cache = server.images.cache
+        for number in (40, 33, 77, 52):  # no sequence
             client.read(number * FRAME, FRAME)
-        assert server.images.cache.bytes <= 4 * FRAME
-        for number in range(6):
+        assert cache.bytes == stored_bytes(40, 33, 77, 52)
+        for number in range(5):
             assert client.read(number * FRAME, FRAME) == IMAGE[number * FRAME :][:FRAME]
-        assert eventually(lambda: server.images.cache.bytes >= 15 * FRAME)
+        # The fifth in a row proves a sequence: half a window is decoded, with the holes in it.
+        read = stored_bytes(40, 33, 77, 52, *range(5))
+        assert eventually(lambda: cache.bytes == read + READ_AHEAD_BYTES // 2)
         assert client.read(0, len(IMAGE)) == IMAGE
 
 
