@@ -8,6 +8,7 @@ directory), which is how the leak check at the end of a run finds what was left.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import subprocess
 import time
 from collections.abc import Iterator
@@ -56,6 +57,18 @@ def mounted(kind: str, directory: Path, size: int) -> Iterator[Path]:
     finally:
         image.unlink()
         mountpoint.rmdir()
+
+
+def spoil_medium(medium: Path, block: bytes) -> int:
+    """Flip a bit wherever the medium holds these bytes; how often it does."""
+    found = 0
+    with open(medium, "r+b") as stream, mmap.mmap(stream.fileno(), 0) as view:
+        at = view.find(block)
+        while at >= 0:
+            view[at + 7] ^= 1
+            found += 1
+            at = view.find(block, at + 1)
+    return found
 
 
 def unmount(mountpoint: Path, patience_s: float = 5.0) -> None:

@@ -25,7 +25,7 @@ from backyfs.nbd.helpers import Helpers
 from backyfs.nbd.negotiation import Negotiation, Opened
 from backyfs.nbd.protocol.handshake import ProtocolError
 from backyfs.nbd.protocol.transmission import Transmission
-from backyfs.nbd.session import Session
+from backyfs.nbd.session.session import Session
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,13 @@ import pytest
 from backyfs.model import FRAME
 from backyfs.nbd.protocol.constants import Command, CommandFlag, Option
 from backyfs.nbd.server import Limits
-from backyfs.nbd.session import READ_AHEAD_BYTES
+from backyfs.nbd.session.ahead import READ_AHEAD_BYTES
 from backyfs.reader.overlay import Scratch
+from backyfs.store.fs import forget_pages
 from backyfs.store.repository import Repository
 from tests.cli.program import backyfs, refused
+from tests.conftest import SmallFs
+from tests.filesystems import spoil_medium
 from tests.mount.mounts import eventually
 from tests.nbd.running import Running, running
 from tests.nbd.wire import Client, client_flags, connected, open_data, option, request
@@ -30,18 +32,14 @@ IMAGE = content(100, seed=8, tail=5555)
 ONLY = "web01/latest"
 
 
-@pytest.fixture(params=["packs", "cow"])
-def base(
-    request: pytest.FixtureRequest, _file_systems: Callable[[str], Path], tmp_path: Path
-) -> Path:
+@pytest.fixture(params=["packs", "cow-xfs", "cow-btrfs"])
+def base(request: pytest.FixtureRequest) -> Path:
     """A base directory with web01, in each format."""
-    if request.param == "cow":
-        directory = _file_systems("xfs") / f"nbd-{tmp_path.name}"
-        directory.mkdir()
-    else:
-        directory = tmp_path / "srv"
-        directory.mkdir()
-    make_vm(directory, "web01", IMAGE, store=request.param)
+    store, _, file_system = request.param.partition("-")
+    where = "tmp_path" if store == "packs" else f"{file_system}_dir"
+    directory: Path = request.getfixturevalue(where) / "srv"
+    directory.mkdir()
+    make_vm(directory, "web01", IMAGE, store=store)
     return directory
 
 
@@ -202,6 +200,26 @@ def test_a_damaged_frame_is_an_error_for_its_range_alone(packs: Path) -> None:
                 assert client.call(Command.READ, at, length).error == errno.EIO
             assert client.read(0, start) == IMAGE[:start]
             assert client.read(end, 1000) == IMAGE[end : end + 1000]
+
+
+def test_a_medium_that_fails_while_the_kernel_moves_bytes(small_fs: SmallFs) -> None:
+    place = small_fs("btrfs", 110 * MIB)  # which checks what it reads
+    make_vm(place, "web01", IMAGE, store="cow")
+    start = 40 * FRAME
+    for path in (place / "web01" / "revisions").iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+            forget_pages(stream.fileno())
+    assert spoil_medium(place.parent / "btrfs.img", IMAGE[start : start + 4096]) == 1
+    with running(place) as server, server.attached(ONLY) as client:
+        found = client.call(Command.READ, 0, len(IMAGE))
+        assert found.error == errno.EIO
+        (at,) = found.offsets
+        assert start - MIB < at <= start  # the page cache reads in larger pieces
+        assert found.data[:at] == IMAGE[:at]
+        assert client.read(0, 10 * FRAME) == IMAGE[: 10 * FRAME]
+        assert client.read(start + FRAME, FRAME) == IMAGE[start + FRAME : start + 2 * FRAME]
+        assert client.call(Command.READ, start, 4096).error == errno.EIO
 
 
 # ---- removed while attached ----------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,6 +18,7 @@ from backyfs.store.quarantine import WHOLE, Bad
 from backyfs.store.record import Record
 from backyfs.store.repository import Repository
 from tests.conftest import SmallFs
+from tests.filesystems import spoil_medium
 from tests.store.contract import (
     DRAFT,
     back_up,
@@ -78,18 +78,6 @@ def on_a_medium(request: pytest.FixtureRequest, small_fs: SmallFs) -> tuple[Repo
     """A repository on a file system of its own, and the file that is its medium."""
     place = small_fs(request.param, 300 * MIB)
     return Repository.create(place / "vm", "cow"), place.parent / f"{request.param}.img"
-
-
-def spoil_medium(medium: Path, block: bytes) -> int:
-    """Flip a bit wherever the medium holds these bytes; how often it does."""
-    found = 0
-    with open(medium, "r+b") as stream, mmap.mmap(stream.fileno(), 0) as view:
-        at = view.find(block)
-        while at >= 0:
-            view[at + 7] ^= 1
-            found += 1
-            at = view.find(block, at + 1)
-    return found
 
 
 def sync(repository: Repository) -> None:
