@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import hostmemory
 from bench.command import Command, CommandFailed, Cost, command, run
 from bench.footprint import Growth, Stored
 from bench.ledger import Ledger, Sample
@@ -103,7 +104,11 @@ class Workbench:
 
     @contextmanager
     def attempt(self, line: str, side: str) -> Iterator[bool]:
-        """Note it when a program fails inside; yields False for a side that failed before."""
+        """Note it when a program fails inside; yields False for a side that failed before.
+
+        There is memory for what it reads and what it writes.
+        """
+        hostmemory.touch(2 * self.options.size)
         try:
             yield not self.ledger.failed(line, side)
         except CommandFailed as exc:
