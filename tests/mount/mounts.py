@@ -96,7 +96,7 @@ def mounted(base: Path, mountpoint: Path, **options: Any) -> Iterator[Mounted]:
         yield Mounted(mountpoint, pid)
 
 
-def eventually(look: Callable[[], bool], patience_s: float = 20.0) -> bool:
+def eventually(look: Callable[[], bool], patience_s: float = 60.0) -> bool:
     """Whether `look` becomes true in time."""
     deadline = time.monotonic() + patience_s
     while not look():

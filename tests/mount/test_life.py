@@ -190,7 +190,7 @@ def test_the_foreground(base: Path, point: Path, number: signal.Signals) -> None
     foreground = command("-b", base, "mount", "-f", point)
     with subprocess.Popen(foreground, stderr=subprocess.PIPE, text=True) as process:
         try:
-            assert eventually(lambda: server_of(point) == process.pid, 20)
+            assert eventually(lambda: server_of(point) == process.pid)
             with watched(point):
                 assert image(point).read_bytes() == DATA
                 process.send_signal(number)
@@ -289,7 +289,7 @@ def test_the_starter_may_be_killed_at_any_time(base: Path, point: Path, after_s:
         time.sleep(after_s)
         starter.kill()
     marked = os.fsencode(point)
-    assert eventually(lambda: bool(server_of(point)) or not _started_for(marked), 20)
+    assert eventually(lambda: bool(server_of(point)) or not _started_for(marked))
     if server_of(point):
         with watched(point):
             assert image(point).read_bytes() == DATA
@@ -314,13 +314,13 @@ def test_a_foreground_whose_parent_crashes(base: Path, point: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", program, *foreground], stdin=subprocess.PIPE)
     with parent:
         try:
-            assert eventually(lambda: bool(server_of(point)), 20)
+            assert eventually(lambda: bool(server_of(point)))
         finally:
             parent.kill()
     with watched(point) as pid:
         assert image(point).read_bytes() == DATA
         os.kill(pid, signal.SIGHUP)
-        assert eventually(lambda: not is_alive(pid), 10)
+        assert eventually(lambda: not is_alive(pid))
         assert mounted_at(point) is None
 
 

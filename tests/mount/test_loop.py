@@ -95,7 +95,7 @@ def nothing_is_left(point: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     yield
     assert mounted_at(point) is None
     assert os.listdir(point) == []
-    assert eventually(lambda: not _ours(tmp_path), 10), _ours(tmp_path)
+    assert eventually(lambda: not _ours(tmp_path)), _ours(tmp_path)
     assert os.listdir(tmp_path / "tmp") == []
 
 
@@ -347,7 +347,7 @@ def test_the_command_may_be_killed_at_any_time(
     if mounted_at(point) is not None:
         assert files_in(point).items() >= ext4.expected.items()
         unloop(point)
-    assert eventually(lambda: not _ours(tmp_path), 10), _ours(tmp_path)
+    assert eventually(lambda: not _ours(tmp_path)), _ours(tmp_path)
     for path in (tmp_path / "tmp").iterdir():
         path.rmdir()
 

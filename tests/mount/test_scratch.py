@@ -293,7 +293,7 @@ def test_it_is_dropped_when_idle_and_the_log_says_so(
             write_at(image(tree), 0, b"written")
             assert not eventually(lambda: "is dropped" in logfile.read_text(), 2.5)
             assert kept.read(7) == b"written", "in use: not idle"
-        assert eventually(lambda: "is dropped" in logfile.read_text(), 10)
+        assert eventually(lambda: "is dropped" in logfile.read_text())
         assert image(tree).read_bytes() == DATA
         write_at(image(tree), 0, b"again")
         assert image(tree).read_bytes() == changed((0, b"again"))

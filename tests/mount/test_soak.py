@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,8 +65,12 @@ def read(store: Store, directory: Path, seed: int, until: float, stop: threading
         except FileNotFoundError:
             if revision not in store.removed:
                 # Not shown yet: it must be in a moment.
-                assert eventually((directory / revision).exists, 3) or revision in store.removed
+                assert eventually(partial(_shown_or_gone, store, directory, revision))
     return done
+
+
+def _shown_or_gone(store: Store, directory: Path, revision: str) -> bool:
+    return (directory / revision).exists() or revision in store.removed
 
 
 def _read_one(path: Path, data: bytes, rng: random.Random) -> int:
@@ -106,7 +111,7 @@ def _soak(store: Store, tree: Mounted) -> None:
             stop.set()
     assert all(done)
     assert tree.alive()
-    assert eventually(lambda: not any("(deleted)" in path for path in tree.descriptors()), 8)
+    assert eventually(lambda: not any("(deleted)" in path for path in tree.descriptors()))
     assert tree.status("VmHWM") < 192 * 1024
     for revision, data in list(store.contents.items())[-KEPT:]:
         assert eventually((directory / revision).exists)

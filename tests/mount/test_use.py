@@ -177,7 +177,7 @@ def test_descriptors_are_bounded_and_given_back(tmp_path: Path) -> None:
             for number in range(12):
                 (tree.path / f"vm{number}/latest/disk.img").read_bytes()
         assert len(tree.descriptors()) <= idle + 3 * 12
-        assert eventually(lambda: len(tree.descriptors()) <= idle, 8)
+        assert eventually(lambda: len(tree.descriptors()) <= idle)
 
 
 def test_comparing_two_revisions(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def _fuse(uri: str, mountpoint: Path) -> Iterator[Path]:
     mountpoint.mkdir()
     process = subprocess.Popen(["nbdfuse", mountpoint, uri], stdin=subprocess.DEVNULL)
     try:
-        assert eventually(lambda: os.path.ismount(mountpoint) or process.poll() is not None, 30)
+        assert eventually(lambda: os.path.ismount(mountpoint) or process.poll() is not None)
         yield mountpoint / "nbd"
     finally:
         if os.path.ismount(mountpoint):

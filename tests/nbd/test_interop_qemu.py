@@ -106,7 +106,7 @@ def test_qemu_nbd_serves_it_on(service: Service, site: Site, tmp_path: Path) -> 
     path, target = tmp_path / "sock", tmp_path / "copy"
     command = "qemu-nbd", "--read-only", "--format=raw", "--shared=4", f"--socket={path}"
     with background(*command, service.uri("packs/latest")) as process:
-        assert eventually(lambda: path.exists() or process.poll() is not None, 30)
+        assert eventually(lambda: path.exists() or process.poll() is not None)
         client("nbdcopy", f"nbd+unix:///?socket={path}", target)
     assert filecmp.cmp(target, site.disk.image, shallow=False)
 
@@ -122,7 +122,7 @@ def test_the_storage_daemon_makes_it_a_file(service: Service, site: Site, tmp_pa
         *("--export", f"fuse,id=file,node-name=disk,mountpoint={file}"),
     )
     with background(*daemon) as process:
-        assert eventually(lambda: os.path.ismount(file) or process.poll() is not None, 30)
+        assert eventually(lambda: os.path.ismount(file) or process.poll() is not None)
         assert filecmp.cmp(file, site.disk.image, shallow=False)
     if os.path.ismount(file):
         unmount(file)
