@@ -22,8 +22,9 @@ class Change(NamedTuple):
 def differences(old: StoredImage | None, new: StoredImage) -> Iterator[Change]:
     """What makes `new` out of `old` after that got the size of `new`; sorted. Corrupt.
 
-    Bytes that `old` does not have, and all without `old`, count as zeros. Neighbours of the same
-    kind are one change.
+    Bytes that `old` does not have, and all without `old`, count as zeros. A frame in which the new
+    size cuts off data is listed even if what is left is equal. Neighbours of the same kind are one
+    change.
     """
     pending: Change | None = None
     for number, zero in _frames(old, new):

@@ -62,8 +62,14 @@ def test_the_old_and_the_differences_make_the_new(
     assert bytes(content) == new.content
     for extent, _ in found:  # nothing is listed that is equal
         for at in range(extent.offset, extent.end, FRAME):
-            before = (old.content if old else b"")[at : min(at + FRAME, extent.end)]
+            before = (old.content if old else b"")[at : at + FRAME]
             assert before.rstrip(b"\0") != new.content[at : at + FRAME].rstrip(b"\0")
+
+
+def test_a_frame_that_was_cut_off_is_another_one() -> None:
+    old, new = made(2 * FRAME, [1]), made(FRAME + 4, [1])
+    assert old.content[: new.size] == new.content  # which hashes of whole frames cannot tell
+    assert list(differences(old, new)) == [(Extent(FRAME, 4), False)]
 
 
 # ---- the stream --------------------------------------------------------------------------------
