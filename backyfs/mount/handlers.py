@@ -33,6 +33,7 @@ from backyfs.reader.images import ReadableImage, WritableImage
 from backyfs.reader.tree import Kind, Node, NoEntry, Opened, Tree
 from backyfs.reader.tree.attributes import PREFIX
 from backyfs.store.contract import Buffer
+from backyfs.store.packs.decoders import PROCESSES
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +52,13 @@ _QUICK_S = 0.002
 _RECENT = 8
 """When none of this many small reads was quicker (a cold disk), the next ones are made in threads.
 A single slow one says nothing: the machine may be busy."""
-READ_AHEAD_BYTES = 4 << 20
+READ_AHEAD_BYTES = 16 << 20
+"""So far, for what is stored decodes slower than it is read, and a hole costs nothing."""
 _PIECE_BYTES = 1 << 20
 _PIECES = 8
 """That many are decoded by one thread at one go; then it is another file's turn."""
-_AHEAD = 2
-"""Threads that decode ahead, for all files: one piece is under way while another is collected."""
+_AHEAD = PROCESSES
+"""Threads that decode ahead, for all files: each mostly waits for a process."""
 _READERS = 4
 _WRITERS = 2
 _CATALOG_READERS = 2

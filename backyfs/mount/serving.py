@@ -76,10 +76,10 @@ def serve(options: Options, ready: Callable[[], None]) -> None:
     keep_freed_blocks()
     views = _views(options)
     logging.getLogger("pyfuse3").setLevel(logging.CRITICAL)  # else a word per interrupted request
-    images = OpenImages(FrameCache(options.cache_bytes))
-    tree = Tree(Catalog(options.base), images, check=options.check, views=views)
-    handlers = Handlers(tree)
-    with decoders():  # before there are threads, and a session they should not have
+    with decoders(options.cache_bytes) as helping:  # before there are threads, and a session
+        images = OpenImages(FrameCache(options.cache_bytes, helping.room))
+        tree = Tree(Catalog(options.base), images, check=options.check, views=views)
+        handlers = Handlers(tree)
         _mount(handlers, options)
         try:
             trio.run(_serve, options, handlers, ready)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from backyfs.errors import Corrupt
@@ -43,9 +43,17 @@ class Block:
 
 
 class FrameCache:
-    """An LRU of blocks. Frames are named by (digest of the disk, number)."""
+    """An LRU of blocks. Frames are named by (digest of the disk, number).
 
-    def __init__(self, bytes_max: int = CACHE_BYTES_MAX) -> None:
+    `room` gives memory of a length, for a block that is decoded next.
+    """
+
+    def __init__(
+        self,
+        bytes_max: int = CACHE_BYTES_MAX,
+        room: Callable[[int], memoryview] = lambda length: memoryview(bytearray(length)),
+    ) -> None:
+        self.room = room
         self._bytes_max = bytes_max
         self._bytes = 0
         self._blocks: OrderedDict[Block, None] = OrderedDict()
@@ -254,7 +262,7 @@ class CachedImage:
         hole = self._image.try_read(offset, length)
         if hole is not None:
             return hole
-        data = memoryview(bytearray(length))
+        data = self._cache.room(length)
         self._image.read_into(offset, data)
         return data.toreadonly()
 
@@ -300,6 +308,7 @@ def _assembled(blocks: list[Block], offset: int, length: int) -> Buffer:
 
 
 _PROVEN = 3
+_PIECES_MIN = 4
 
 
 class ReadAhead:
@@ -312,7 +321,7 @@ class ReadAhead:
     def __init__(self, size: int) -> None:
         self._size = size
         self._lock = threading.Lock()
-        self._position = 0
+        self._began = self._position = 0
         self._sequential = 0
         self._horizon = 0
 
@@ -323,6 +332,7 @@ class ReadAhead:
                 self._sequential += 1
             else:
                 self._sequential = self._horizon = 0
+                self._began = offset
             self._position = offset + length
             return self._sequential > _PROVEN
 
@@ -330,12 +340,14 @@ class ReadAhead:
         """What to decode now, to be up to `window` bytes ahead; it counts as done from here on.
 
         At most `piece` bytes; None while there is no room for them. Where reads are as long as a
-        piece, each finds all it needs in one.
+        piece, each finds all it needs in one. More than a few pieces ahead only as far as was read
+        in sequence before: who stops has cost no more than was of use.
         """
         piece = min(piece, window)
         with self._lock:
             if self._sequential <= _PROVEN or piece <= 0:
                 return None
+            window = min(window, max(_PIECES_MIN * piece, self._position - self._began))
             start = max(self._horizon, self._position)
             stop = min(start + piece, self._size)
             if stop <= start or start - self._position > window - piece:

@@ -249,6 +249,17 @@ def test_a_sequence_is_prefetched_once_and_not_too_far(step: int) -> None:
     assert wanted[0].offset <= 4 * step
 
 
+def test_far_ahead_only_after_much_was_read() -> None:
+    ahead = ReadAhead(1 << 40)
+    start = 77 * MIB
+    for index in range(40):
+        ahead.note(start + index * MIB, MIB)
+        read = (index + 1) * MIB
+        while (found := ahead.due(16 * MIB, MIB)) is not None:
+            assert found.end <= start + read + max(4 * MIB, min(read, 16 * MIB))
+    assert ahead.due(17 * MIB, MIB) == Extent(start + 56 * MIB, MIB)
+
+
 def test_a_jump_ends_the_sequence() -> None:
     ahead = ReadAhead(1 << 40)
     for index in range(8):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ from backyfs.errors import Corrupt
 from backyfs.model import FRAME
 from backyfs.store.contract import StoredImage
 from backyfs.store.packs import decoders as module
-from backyfs.store.packs.decoders import BLOCK_BYTES_MAX, FRAMES_MIN, Decoders, decoders
+from backyfs.store.packs.decoders import BLOCK_BYTES, FRAMES_MIN, Decoders, decoders
 from backyfs.store.packs.library import Library, Part
 from backyfs.store.repository import Repository
 from tests.reader.stores import add_revision, content, make_vm
@@ -93,8 +94,8 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> Repository:
 def test_the_same_bytes(data: st.DataObject, vm: Repository, helping: Counted) -> None:
     image = newest(vm)
     offset = data.draw(st.integers(0, len(LAST) - 1))
-    length = data.draw(st.integers(1, min(BLOCK_BYTES_MAX + 2 * FRAME, len(LAST) - offset)))
-    place = memoryview(bytearray(length))
+    length = data.draw(st.integers(1, min(BLOCK_BYTES + 2 * FRAME, len(LAST) - offset)))
+    place = helping.room(length) if data.draw(st.booleans()) else memoryview(bytearray(length))
     image.read_into(offset, place)
     assert place == LAST[offset : offset + length]
     image.close()
@@ -107,6 +108,20 @@ def test_long_runs_are_decoded_elsewhere(tmp_path: Path, own: Counted) -> None:
         own.done = 0
         assert read(image, 0, count) == data[: count * FRAME]
         assert own.done == expected, count
+    image.close()
+
+
+def test_what_is_kept_lies_in_shared_memory(tmp_path: Path) -> None:
+    data = random.Random(1).randbytes(32 * FRAME)
+    image = newest(make_vm(tmp_path, "vm", data))
+    with decoders(kept_bytes=BLOCK_BYTES, count=1) as found:
+        kept = [found.room(BLOCK_BYTES) for _ in range(12)]  # more than there are
+        shared = [place for place in kept if isinstance(place.obj, ctypes.Array)]
+        assert len(shared) == 9
+        for number, place in enumerate(kept):
+            image.read_into(number * FRAME, place)
+        for number, place in enumerate(kept):
+            assert place == data[number * FRAME : (number + 16) * FRAME]
     image.close()
 
 
@@ -169,7 +184,7 @@ def test_one_that_does_not_answer(
     monkeypatch.setattr(module, "ANSWER_S", 0.2)
     data = random.Random(1).randbytes(16 * FRAME)
     image = newest(make_vm(tmp_path, "other", data))
-    with decoders(1) as found:
+    with decoders(count=1) as found:
         [pid] = found.pids
         os.kill(pid, signal.SIGSTOP)
         assert read(image, 0, 16) == data
@@ -181,7 +196,7 @@ def test_one_that_does_not_answer(
 def test_they_keep_nothing_open_and_little_in_memory(tmp_path: Path) -> None:
     data = random.Random(1).randbytes(16 * FRAME)
     image = newest(make_vm(tmp_path, "vm", data))
-    with decoders(1) as found:
+    with decoders(count=1) as found:
         [pid] = found.pids
         assert read(image, 0, 16) == data
         packs = _open_packs(pid)
@@ -205,7 +220,7 @@ def test_they_end_with_their_owner() -> None:
     program = (
         "import sys, time\n"
         "from backyfs.store.packs.decoders import decoders\n"
-        "with decoders(2) as found:\n"
+        "with decoders(count=2) as found:\n"
         "    print(*found.pids, flush=True)\n"
         "    time.sleep(60)\n"
     )

@@ -5,11 +5,12 @@ some ten microseconds each. A thread beside it that answers requests gets hold o
 and late, and two cores do little more than one. In a process of its own decoding meets nobody.
 
 Such a process knows nothing but pack files. Asked for a block, it reads, decodes and checks it into
-memory that it shares with us, and we copy it out. Whatever it cannot do (a damaged frame, a missing
-file) it leaves to us, and so does one that is gone: then we decode ourselves, and know what to say.
+memory that it shares with us (rooms.py); what shall be elsewhere we copy. Whatever it cannot do (a
+damaged frame, a missing file) it leaves to us, and so does one that is gone: then we decode
+ourselves, and know what to say.
 
 They are forked while there is one thread, and end with us, whatever ends us. Memory: what they
-share with us aside, 1 MiB for a block, 4 MiB of tables and a run as it is stored, each.
+share with us aside, 4 MiB of tables and a run as it is stored, each.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import mmap
 import os
 import signal
 import socket
@@ -28,13 +28,17 @@ from pathlib import Path
 from backyfs.model import FRAME
 from backyfs.store.packs.library import Library, Part
 from backyfs.store.packs.packfile import bound_tables
+from backyfs.store.packs.rooms import Rooms
 
 log = logging.getLogger(__name__)
 
-PROCESSES = 2
+PROCESSES = min(4, len(os.sched_getaffinity(0)) + 1)
+"""One waits while its last block is put away; more than four decode faster than blocks go out."""
 FRAMES_MIN = 4
 """Fewer are decoded in less time than it takes to ask."""
-BLOCK_BYTES_MAX = 1 << 20
+BLOCK_BYTES = 1 << 20
+_SPARE_ROOMS = 8
+"""For blocks that are being read, or sent, and are not in the cache."""
 ANSWER_S = 30.0
 UNUSED_S = 1.0
 """So long they keep pack files open that nobody reads: what gc removed must be given back."""
@@ -44,14 +48,18 @@ _GOOD, _BAD = b"y", b"n"
 
 
 @contextlib.contextmanager
-def decoders(count: int | None = None) -> Iterator[Decoders]:
+def decoders(
+    kept_bytes: int = 0, block_bytes: int = BLOCK_BYTES, count: int | None = None
+) -> Iterator[Decoders]:
     """Have processes decode for all libraries of this one; none where there is just one core.
 
+    `kept_bytes`: how much of what they decode is kept in the memory that is shared with them, in
+    blocks of up to `block_bytes`, a multiple of FRAME.
     Enter it while the process has one thread, and leave it when nobody reads any more.
     """
     if count is None:
         count = PROCESSES if len(os.sched_getaffinity(0)) > 1 else 0
-    found = Library.decoders = Decoders(count)
+    found = Library.decoders = Decoders(count, kept_bytes, block_bytes)
     try:
         yield found
     finally:
@@ -62,11 +70,14 @@ def decoders(count: int | None = None) -> Iterator[Decoders]:
 class Decoders:
     """Some processes for all threads; who finds none free, or wants little, gets no help."""
 
-    def __init__(self, count: int = PROCESSES) -> None:
+    def __init__(
+        self, count: int = PROCESSES, kept_bytes: int = 0, block_bytes: int = BLOCK_BYTES
+    ) -> None:
         self._all: list[_Process] = []
+        self._rooms = Rooms(kept_bytes // block_bytes + _SPARE_ROOMS, block_bytes)
         try:
             for _ in range(count):
-                self._all.append(_Process())
+                self._all.append(_Process(self._rooms))
         except OSError as exc:
             log.warning("no process to decode with", {"why": exc})
         self._free = list(self._all)
@@ -76,17 +87,40 @@ class Decoders:
         """The processes."""
         return [process.pid for process in self._all]
 
+    def room(self, length: int) -> memoryview:
+        """`length` bytes of whatever content, where `read` puts frames without a copy if possible.
+
+        They are the caller's as long as anything refers to them.
+        """
+        # A short block would keep the rest of a room from all others.
+        much = length > self._rooms.room_bytes // 2
+        taken = self._rooms.take(length) if much and self._all else None
+        return memoryview(bytearray(length)) if taken is None else taken
+
     def read(self, directory: Path, parts: Sequence[Part], place: memoryview) -> bool:
         """Frames into `place`, and zeros where none belong; False when it must be done here."""
-        if sum(part.span for part in parts) < FRAMES_MIN or len(place) > BLOCK_BYTES_MAX:
+        if sum(part.span for part in parts) < FRAMES_MIN:
             return False
+        position = self._rooms.position(place)
+        if position is not None:
+            return self._ask(str(directory), position, len(place), parts)
+        room = self._rooms.take(len(place))
+        if room is None:
+            return False
+        position = self._rooms.position(room)
+        assert position is not None
+        done = self._ask(str(directory), position, len(room), parts)
+        if done:
+            place[:] = room
+        return done
+
+    def _ask(self, directory: str, position: int, length: int, parts: Sequence[Part]) -> bool:
         try:
             process = self._free.pop()
         except IndexError:
             return False
-        wanted = str(directory), len(place), parts
         try:
-            done = process.read(json.dumps(wanted).encode(), place)
+            done = process.ask(json.dumps((directory, position, length, parts)).encode())
         except OSError as exc:
             log.warning("a process that decoded is gone", {"pid": process.pid, "why": exc})
             self._all.remove(process)
@@ -105,28 +139,24 @@ class Decoders:
 class _Process:
     """One of them, from our side; for one thread at a time."""
 
-    def __init__(self) -> None:
-        self._memory = memoryview(mmap.mmap(-1, BLOCK_BYTES_MAX))
+    def __init__(self, rooms: Rooms) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.pid = os.fork()
             if not self.pid:
                 try:
-                    _decode(theirs, self._memory)
+                    _decode(theirs, memoryview(rooms.memory))
                 finally:
                     os._exit(0)
         self._socket.settimeout(ANSWER_S)
 
-    def read(self, request: bytes, place: memoryview) -> bool:
-        """Have a block decoded into `place`; whether that could be done. OSError: it is gone."""
+    def ask(self, request: bytes) -> bool:
+        """Have a block decoded; whether that could be done. OSError: it is gone."""
         self._socket.send(request)
         answer = self._socket.recv(1)
         if not answer:
             raise ConnectionResetError("it ended")
-        if answer != _GOOD:
-            return False
-        place[:] = self._memory[: len(place)]
-        return True
+        return answer == _GOOD
 
     def end(self) -> None:
         """End it at once: it only reads."""
@@ -171,13 +201,14 @@ def _close_all_but(kept: int) -> None:
 
 
 def _decoded(libraries: _Libraries, request: bytes, memory: memoryview) -> bool:
-    directory, length, parts = json.loads(request)
+    directory, position, length, parts = json.loads(request)
     library = libraries.of(directory)
+    block = memory[position : position + length]
     try:
         if length > sum(span for *_, span, _ in parts) * FRAME:
-            memory[:length] = bytes(length)
+            block[:] = bytes(length)
         for name, root, number, span, at in parts:
-            place = memory[at * FRAME : (at + span) * FRAME]
+            place = block[at * FRAME : (at + span) * FRAME]
             library.read(name, bytes.fromhex(root), number, span, place=place)
     except Exception:  # whoever asked will meet it, and say what and where
         return False
