@@ -81,6 +81,13 @@ def _vm() -> str | None:
     return programs if kernel.exists() else None
 
 
+def _systemd() -> str | None:
+    """The daemon itself, and what puts it into namespaces (tests/contrib/host.py)."""
+    daemon = "/lib/systemd/systemd"
+    ready = _root() and _programs("unshare", "nsenter", "ip")() and os.access(daemon, os.X_OK)
+    return daemon if ready else None
+
+
 def _ceph() -> str | None:
     """The daemons of a cluster and its programs, and the binding."""
     programs = _programs("ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool", "rbd")()
@@ -106,6 +113,7 @@ PARTS = {
     "rsync": Part(_programs("rsync"), "apt install rsync"),
     "telnet": Part(_programs("telnet"), "apt install inetutils-telnet"),
     "systemd-analyze": Part(_programs("systemd-analyze"), "apt install systemd"),
+    "systemd": Part(_systemd, "apt install systemd iproute2"),
     "debugfs": Part(_programs("debugfs", "mkfs.ext4"), "apt install e2fsprogs"),
     "promtool": Part(_programs("promtool"), "apt install prometheus"),
     "sfdisk": Part(_programs("sfdisk"), "apt install fdisk"),
