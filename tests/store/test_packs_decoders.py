@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -122,6 +124,27 @@ def test_what_is_kept_lies_in_shared_memory(tmp_path: Path) -> None:
             image.read_into(number * FRAME, place)
         for number, place in enumerate(kept):
             assert place == data[number * FRAME : (number + 16) * FRAME]
+    image.close()
+
+
+def test_a_huge_cache_and_little_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = random.Random(1).randbytes(16 * FRAME)
+    image = newest(make_vm(tmp_path, "vm", data))
+    with decoders(kept_bytes=1 << 60, count=1) as found:
+        assert isinstance(found.room(BLOCK_BYTES).obj, ctypes.Array)
+    assert not caplog.records
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), limits[1]))
+    try:
+        with decoders(kept_bytes=1 << 60, count=1) as found:
+            kept = [found.room(BLOCK_BYTES) for _ in range(4)]
+            for place in kept:
+                image.read_into(0, place)
+                assert place == data
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert "little memory" in caplog.text
     image.close()
 
 

@@ -39,6 +39,8 @@ FRAMES_MIN = 4
 BLOCK_BYTES = 1 << 20
 _SPARE_ROOMS = 8
 """For blocks that are being read, or sent, and are not in the cache."""
+_ROOMS_MAX = 1024
+"""Of a cache above 1 GiB the rest lies in memory of this process."""
 ANSWER_S = 30.0
 UNUSED_S = 1.0
 """So long they keep pack files open that nobody reads: what gc removed must be given back."""
@@ -48,18 +50,15 @@ _GOOD, _BAD = b"y", b"n"
 
 
 @contextlib.contextmanager
-def decoders(
-    kept_bytes: int = 0, block_bytes: int = BLOCK_BYTES, count: int | None = None
-) -> Iterator[Decoders]:
+def decoders(kept_bytes: int = 0, count: int | None = None) -> Iterator[Decoders]:
     """Have processes decode for all libraries of this one; none where there is just one core.
 
-    `kept_bytes`: how much of what they decode is kept in the memory that is shared with them, in
-    blocks of up to `block_bytes`, a multiple of FRAME.
+    `kept_bytes`: how much of what they decode is kept, in memory that is shared with them.
     Enter it while the process has one thread, and leave it when nobody reads any more.
     """
     if count is None:
         count = PROCESSES if len(os.sched_getaffinity(0)) > 1 else 0
-    found = Library.decoders = Decoders(count, kept_bytes, block_bytes)
+    found = Library.decoders = Decoders(count, kept_bytes)
     try:
         yield found
     finally:
@@ -70,11 +69,9 @@ def decoders(
 class Decoders:
     """Some processes for all threads; who finds none free, or wants little, gets no help."""
 
-    def __init__(
-        self, count: int = PROCESSES, kept_bytes: int = 0, block_bytes: int = BLOCK_BYTES
-    ) -> None:
+    def __init__(self, count: int = PROCESSES, kept_bytes: int = 0) -> None:
         self._all: list[_Process] = []
-        self._rooms = Rooms(kept_bytes // block_bytes + _SPARE_ROOMS, block_bytes)
+        self._rooms = _rooms(kept_bytes)
         try:
             for _ in range(count):
                 self._all.append(_Process(self._rooms))
@@ -93,7 +90,7 @@ class Decoders:
         They are the caller's as long as anything refers to them.
         """
         # A short block would keep the rest of a room from all others.
-        much = length > self._rooms.room_bytes // 2
+        much = length > BLOCK_BYTES // 2
         taken = self._rooms.take(length) if much and self._all else None
         return memoryview(bytearray(length)) if taken is None else taken
 
@@ -134,6 +131,15 @@ class Decoders:
         self._free.clear()
         while self._all:
             self._all.pop().end()
+
+
+def _rooms(kept_bytes: int) -> Rooms:
+    count = min(kept_bytes // BLOCK_BYTES + _SPARE_ROOMS, _ROOMS_MAX)
+    try:
+        return Rooms(count, BLOCK_BYTES)
+    except OSError as exc:  # a limit of this process, or a kernel that promises no more than it has
+        log.warning("little memory to share with the processes that decode", {"why": exc})
+        return Rooms(1, BLOCK_BYTES)
 
 
 class _Process:
