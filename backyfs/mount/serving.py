@@ -76,7 +76,7 @@ def serve(options: Options, ready: Callable[[], None]) -> None:
     keep_freed_blocks()
     views = _views(options)
     logging.getLogger("pyfuse3").setLevel(logging.CRITICAL)  # else a word per interrupted request
-    with decoders(options.cache_bytes) as helping:  # before there are threads, and a session
+    with decoders(options.cache_bytes) as helping:  # before there are threads, and the session
         images = OpenImages(FrameCache(options.cache_bytes, helping.room))
         tree = Tree(Catalog(options.base), images, check=options.check, views=views)
         handlers = Handlers(tree)
