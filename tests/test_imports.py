@@ -36,6 +36,7 @@ BASE_MODULES = {
     "log",
     "notify",
     "partition",
+    "signals",
 }
 
 # No trio below the engine's and the adapters' level: the waists are synchronous.

@@ -52,7 +52,8 @@ def _raise(number: int, _: FrameType | None) -> None:
 def explain(error: BaseException) -> Failure | None:
     """What an error means to an operator; None for a bug."""
     leaves = list(_leaves(error))
-    stop = [leaf for leaf in leaves if isinstance(leaf, Interrupted | KeyboardInterrupt)]
+    causes = (cause for leaf in leaves for cause in _causes(leaf))
+    stop = [cause for cause in causes if isinstance(cause, Interrupted | KeyboardInterrupt)]
     if stop:
         return _explain_one(stop[0])
     found = [_explain_one(leaf) for leaf in leaves]
@@ -71,6 +72,18 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(member)
     else:
         yield error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on.
+
+    Python 3.11 makes a RuntimeError of what is raised while a class comes to be (__set_name__), as
+    a signal's exception may be during an import.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
 
 
 def _explain_one(error: BaseException) -> Failure | None:

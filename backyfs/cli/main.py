@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from backyfs import __version__
+from backyfs import __version__, signals
 from backyfs.cli import failure, hints, streams
 from backyfs.cli.completing import complete_directory
 from backyfs.cli.session import Session
@@ -92,7 +92,8 @@ class Program(click.Group):
         name = hints.ALIASES.get(cmd_name, cmd_name)
         if name not in COMMANDS:
             return None
-        module = importlib.import_module(f"backyfs.cli.{name.replace('-', '_')}")
+        with signals.held():
+            module = importlib.import_module(f"backyfs.cli.{name.replace('-', '_')}")
         command: click.Command = module.command
         command.name = name
         return command

@@ -6,12 +6,12 @@ import contextlib
 import errno
 import fcntl
 import os
-import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backyfs import signals
 from backyfs.errors import TargetError, UsageError
 from backyfs.restore.device import Device, openers
 from backyfs.restore.regular import ExistingFile, KeptFile, NewFile
@@ -78,23 +78,13 @@ def opened(
     """
     stream = _stream(where)
     with contextlib.ExitStack() as stack:
-        with _signals_held():  # none may come between making a file and knowing of it
+        with signals.held():  # none may come between making a file and knowing of it
             if where.startswith(_RBD):
                 target = _open_rbd(where, size, ceph, force, keep)
             else:
                 target = stream or _open(where, size, store, force, keep)
             stack.callback(target.abandon)
         yield target
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM wait (where their handlers raise, in the main thread)."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _stream(where: str) -> Stream | None:

@@ -339,3 +339,18 @@ def test_a_bug_is_reported_as_one(vm: Vm) -> None:
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "a bug: ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted(signal.SIGTERM)])
+def test_a_signal_while_a_class_is_made_is_no_bug(error: BaseException) -> None:
+    """Python 3.11 makes another error of it."""
+
+    class Interrupting:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise error
+
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 - which one, Python decides
+        type("Made", (), {"field": Interrupting()})
+    assert explain(caught.value) == explain(error)
+    assert explain(error) is not None
+    assert explain(RuntimeError("of ours")) is None

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import click
 import pytest
 
+from backyfs.cli import main
 from tests.cli.conftest import Vm
 from tests.cli.program import PROGRAM, environment
 
@@ -91,3 +96,18 @@ def test_an_interrupt_while_it_starts_is_quiet(vm: Vm) -> None:
         _, err = process.communicate(timeout=30)
         # Before our first line runs, only the interpreter can answer.
         assert "backyfs/cli" not in err, err
+
+
+def test_an_interrupt_waits_for_the_import_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a callback of the import system Python would only tell of it, and go on."""
+    imported: list[str] = []
+
+    def interrupted(name: str) -> ModuleType:
+        os.kill(os.getpid(), signal.SIGINT)
+        imported.append(name)
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(main, "importlib", SimpleNamespace(import_module=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        main.program.get_command(click.Context(main.program), "status")
+    assert imported == ["backyfs.cli.status"]
