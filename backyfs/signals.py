@@ -14,7 +14,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM wait (where their handlers raise, in the main thread)."""
+    """Within, SIGINT and SIGTERM wait (where their handlers raise, in the main thread).
+
+    Only where no other thread takes them in its place: threads of Ceph's libraries do not.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
-import click
 import pytest
 
-from backyfs.cli import main
 from tests.cli.conftest import Vm
 from tests.cli.program import PROGRAM, environment
 
@@ -98,16 +93,26 @@ def test_an_interrupt_while_it_starts_is_quiet(vm: Vm) -> None:
         assert "backyfs/cli" not in err, err
 
 
-def test_an_interrupt_waits_for_the_import_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_waits_for_the_import_of_a_command() -> None:
     """In a callback of the import system Python would only tell of it, and go on."""
-    imported: list[str] = []
+    program = """
+import importlib, os, signal
+import click
+from backyfs.cli import main
 
-    def interrupted(name: str) -> ModuleType:
-        os.kill(os.getpid(), signal.SIGINT)
-        imported.append(name)
-        return importlib.import_module(name)
+load = importlib.import_module
 
-    monkeypatch.setattr(main, "importlib", SimpleNamespace(import_module=interrupted))
-    with pytest.raises(KeyboardInterrupt):
-        main.program.get_command(click.Context(main.program), "status")
-    assert imported == ["backyfs.cli.status"]
+def interrupted(name):
+    os.kill(os.getpid(), signal.SIGINT)
+    print(name, flush=True)
+    return load(name)
+
+importlib.import_module = interrupted
+try:
+    main.program.get_command(click.Context(main.program), "status")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    command = [sys.executable, "-c", program]  # of one thread, as the program is then
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["backyfs.cli.status", "interrupted"]
