@@ -67,6 +67,11 @@ class Attached:
         start = self.start + offset
         return self._overlay is None and self.map.stored(start, start + length)
 
+    def hole(self, offset: int, end: int) -> bool:
+        """Whether bytes [offset, end), some at least, surely are a hole."""
+        start, end = self.start + offset, self.start + end
+        return start < end and self._overlay is None and self.map.hole(start, end)
+
     def pieces(self, offset: int, length: int) -> Iterator[Piece]:
         """A range cut into what is stored and what is a hole; neighbours may be alike."""
         start = self.start + offset

@@ -82,3 +82,8 @@ class DataMap:
         return (
             index < len(self._starts) and self._starts[index] <= offset and end <= self._ends[index]
         )
+
+    def hole(self, offset: int, end: int) -> bool:
+        """Whether no byte of the range is stored."""
+        index = bisect_right(self._ends, offset)
+        return index == len(self._starts) or self._starts[index] >= end

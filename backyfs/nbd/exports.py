@@ -103,6 +103,11 @@ class Exports:
         self._maps: weakref.WeakKeyDictionary[DiskImage, DataMap] = weakref.WeakKeyDictionary()
         self._maps_lock = threading.Lock()
 
+    @property
+    def cache_bytes(self) -> int:
+        """How much of what was decoded is kept, for all that are attached."""
+        return self._images.cache.bytes_max
+
     # Names
 
     def listed(self) -> Iterator[tuple[str, str]]:

@@ -30,6 +30,8 @@ from backyfs.nbd.session.session import Session
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 64
+READ_AHEAD_BYTES = 16 << 20
+"""So far at most, for what is stored decodes slower than it is sent, and a hole costs nothing."""
 _CATALOG_THREADS = 4
 _GONE = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -165,7 +167,7 @@ class Server:
                 allocation=opened.allocation,
             )
             channel = negotiation.link.channel(sock)
-            session = Session(channel, opened.attached, transmission, self._helpers)
+            session = Session(channel, opened.attached, transmission, self._helpers, self._window)
             values = {"peer": peer, "export": info.name}
             log.info("attached", values | {"tls": self._tls is not None})
             started = trio.current_time()
@@ -174,6 +176,11 @@ class Server:
             log.info(
                 "detached", values | asdict(session.traffic) | {"seconds": seconds, "why": why}
             )
+
+    def _window(self) -> int:
+        """How far to decode ahead of one connection; all of them get a quarter of the cache."""
+        share = self._exports.cache_bytes // (4 * max(1, len(self._attachments)))
+        return min(READ_AHEAD_BYTES, share)
 
     async def _serve(self, attachment: _Attachment, first: bytes) -> str:
         self._attachments.add(attachment)

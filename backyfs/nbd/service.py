@@ -24,6 +24,7 @@ from backyfs.reader.cache import CACHE_BYTES_MAX, FrameCache
 from backyfs.reader.catalog import Catalog
 from backyfs.reader.images import OpenImages
 from backyfs.reader.overlay import Scratch
+from backyfs.store.packs.decoders import decoders
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ def serve(options: Options, ready: Callable[[list[str]], None]) -> None:
         scratch = _scratch(options.scratch, catalog.base)
         if scratch is not None:
             stack.callback(scratch.close)
-        images = OpenImages(FrameCache(options.cache_bytes))
+        helping = stack.enter_context(decoders(options.cache_bytes))
+        images = OpenImages(FrameCache(options.cache_bytes, helping.room))
         stack.callback(images.close)
         sockets = [stack.enter_context(sock) for sock in handed_over()]
         if not sockets:

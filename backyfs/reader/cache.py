@@ -336,6 +336,11 @@ class ReadAhead:
             self._position = offset + length
             return self._sequential > _PROVEN
 
+    def skip(self, offset: int) -> None:
+        """The reader leaves out what lies before `offset`, a hole: a sequence goes on there."""
+        with self._lock:
+            self._position = offset
+
     def due(self, window: int, piece: int) -> Extent | None:
         """What to decode now, to be up to `window` bytes ahead; it counts as done from here on.
 

@@ -20,6 +20,7 @@ from backyfs.store.repository import Repository
 from tests.images import checksum
 from tests.mount.mounts import Mounted, eventually, is_alive, mounted
 from tests.parts import require
+from tests.processes import cpu_ticks, decoders_of, private_kib
 from tests.reader.stores import add_revision, content, make_vm
 
 MIB = 1 << 20
@@ -105,7 +106,7 @@ def test_processes_decode_what_is_read_in_sequence(
 ) -> None:
     expected = checksum_of_large()
     with mounted(large, tmp_path / "mnt") as tree:
-        pids = decoders_of(tree)
+        pids = decoders_of(tree.pid)
         assert len(pids) == PROCESSES
         with (tree.path / "vm/latest/disk.img").open("rb", buffering=0) as image:
             found = hashlib.sha256()
@@ -116,7 +117,7 @@ def test_processes_decode_what_is_read_in_sequence(
                         os.kill(pid, signal.SIGKILL)
         assert found.hexdigest() == expected
         if killed:
-            assert eventually(lambda: decoders_of(tree) == [])
+            assert eventually(lambda: decoders_of(tree.pid) == [])
         else:
             assert sum(cpu_ticks(pid) for pid in pids) > 0
             # What they share with the server, its cache, counts for each of them.
@@ -130,26 +131,8 @@ def checksum_of_large() -> str:
     return hashlib.sha256(random.Random(1).randbytes(128 * MIB)).hexdigest()
 
 
-def decoders_of(tree: Mounted) -> list[int]:
-    """The processes forked by the server, but for fusermount3."""
-    children = Path(f"/proc/{tree.pid}/task/{tree.pid}/children").read_text().split()
-    server = Path(f"/proc/{tree.pid}/cmdline").read_bytes()
-    return [int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes() == server]
-
-
-def cpu_ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
-
-
 def status_kib(pid: int, field: str) -> int:
     return Mounted(Path(), pid).status(field)
-
-
-def private_kib(pid: int) -> int:
-    """What it shares with nobody."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
 def _read_a_lot(tree: Mounted) -> None:

@@ -35,6 +35,7 @@ def test_pieces_cover_the_range_and_tell_the_truth(
         assert {byte in stored for byte in range(piece.offset, piece.end)} == {piece.stored}
     if start < end:
         assert found.stored(start, end) == (pieces == [Piece(start, end, True)])
+        assert found.hole(start, end) == (pieces == [Piece(start, end, False)])
 
 
 def test_too_many_extents_join_over_the_smallest_holes() -> None:

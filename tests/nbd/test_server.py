@@ -15,7 +15,7 @@ import pytest
 from backyfs.model import FRAME
 from backyfs.nbd.protocol.constants import Command, CommandFlag, Option
 from backyfs.nbd.server import Limits
-from backyfs.nbd.session.ahead import READ_AHEAD_BYTES
+from backyfs.reader.catalog import Catalog
 from backyfs.reader.overlay import Scratch
 from backyfs.store.fs import forget_pages
 from backyfs.store.repository import Repository
@@ -135,10 +135,25 @@ def test_who_reads_in_sequence_is_read_ahead_for(packs: Path) -> None:
         assert cache.bytes == stored_bytes(40, 33, 77, 52)
         for number in range(5):
             assert client.read(number * FRAME, FRAME) == IMAGE[number * FRAME :][:FRAME]
-        # The fifth in a row proves a sequence: half a window is decoded, with the holes in it.
+        # The fifth in a row proves a sequence: a quarter of the cache is decoded, holes included.
         read = stored_bytes(40, 33, 77, 52, *range(5))
-        assert eventually(lambda: cache.bytes == read + READ_AHEAD_BYTES // 2)
+        assert eventually(lambda: cache.bytes == read + cache.bytes_max // 4)
         assert client.read(0, len(IMAGE)) == IMAGE
+
+
+def test_holes_that_are_left_out_belong_to_a_sequence(packs: Path) -> None:
+    (record,) = (rev.record for rev in Catalog(packs).vm("web01").revisions.values())
+    digest = record.disks["disk"].digest
+    stored = [number for number in range(100) if stored_bytes(number)]
+    last = next(n for n in stored if n > 40 and n - 1 not in stored)
+    ahead = next(n for n in stored if n > last + 16)
+    with running(packs) as server, server.attached(ONLY) as client:
+        cache = server.images.cache
+        for number in stored[: stored.index(last)]:
+            client.read(number * FRAME, FRAME)
+        assert cache.one(digest, last + 32) is None  # a quarter of the cache is 32 frames
+        client.read(last * FRAME, FRAME)
+        assert eventually(lambda: cache.one(digest, ahead) is not None)
 
 
 def test_several_connections_share_an_image(base: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import stat
@@ -16,14 +17,17 @@ from pathlib import Path
 import pytest
 
 from backyfs.nbd.protocol.constants import Option
+from backyfs.store.packs.decoders import PROCESSES
 from tests.cli.program import PROGRAM, environment, refused
-from tests.mount.mounts import eventually
+from tests.mount.mounts import eventually, is_alive
 from tests.nbd.certificates import make_certificates
 from tests.nbd.wire import connected, option
 from tests.parts import require
+from tests.processes import cpu_ticks, decoders_of
 from tests.reader.stores import content, make_vm
 
 IMAGE = content(20, seed=31)
+LARGE = random.Random(5).randbytes(48 << 20)
 ONLY = "web01/latest"
 PATIENCE_S = 30
 
@@ -98,6 +102,36 @@ def test_it_serves_logs_and_ends_cleanly(base: Path, tmp_path: Path, number: int
     lines = log.read_text().splitlines()
     assert any(" web01 nbd.server detached " in line for line in lines)
     assert lines[-1].endswith("nbd.service stopped")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("large")
+    make_vm(directory, "vm", LARGE)
+    return directory
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_processes_decode_what_is_read_in_sequence(large: Path, killed: bool) -> None:
+    piece = 1 << 20
+    with started("-b", large, "nbd-server", "-p", "0") as server:
+        with connected(server.address()) as client:
+            pids = decoders_of(server.process.pid)
+            assert len(pids) == PROCESSES
+            client.open("vm/latest")
+            for at in range(0, len(LARGE), piece):
+                assert client.read(at, piece) == LARGE[at : at + piece]
+                if killed and at == 16 * piece:
+                    for pid in pids:
+                        os.kill(pid, signal.SIGKILL)
+        if killed:
+            assert eventually(lambda: decoders_of(server.process.pid) == [])
+        else:
+            assert sum(cpu_ticks(pid) for pid in pids) > 0
+        assert server.end() == 0
+        assert not any(is_alive(pid) for pid in pids)
+        gone = "".join(server.said).count("a process that decoded is gone")
+        assert gone == (PROCESSES if killed else 0)
 
 
 def test_a_refused_export_is_logged_on_one_line(base: Path) -> None:

@@ -270,6 +270,17 @@ def test_a_jump_ends_the_sequence() -> None:
         assert ahead.due(4 * MIB, MIB) is None
 
 
+def test_a_hole_that_is_left_out_belongs_to_the_sequence() -> None:
+    ahead = ReadAhead(1 << 40)
+    for index in range(8):
+        ahead.note(index * MIB, MIB)
+    assert ahead.due(4 * MIB, MIB) == Extent(8 * MIB, MIB)
+    ahead.skip(20 * MIB)
+    assert ahead.note(20 * MIB, MIB)
+    assert ahead.due(4 * MIB, MIB) == Extent(21 * MIB, MIB)
+    assert not ahead.note(30 * MIB, MIB)
+
+
 @pytest.mark.parametrize("window", [0, FRAME, MIB])
 def test_a_small_window_is_respected(window: int) -> None:
     ahead = ReadAhead(1 << 40)

@@ -58,13 +58,14 @@ class Session:
         attached: Attached,
         transmission: Transmission,
         helpers: Helpers,
+        window: Callable[[], int],
     ) -> None:
         self._channel, self._attached, self._form = channel, attached, transmission
         self._stopping = threading.Event()
         self._replies = Replies(channel, transmission)
         self.traffic = self._replies.traffic
         failures = Failures(attached)
-        self._ahead = Ahead(attached, helpers)
+        self._ahead = Ahead(attached, helpers, window)
         self._round = Round(attached, self._replies, failures, helpers)
         streaming = Streaming(attached, channel, self._replies, failures)
         self._reads = Reads(attached, self._replies, self._round, streaming, self._ahead)
@@ -113,14 +114,12 @@ class Session:
 
     def _serve(self, data: memoryview) -> bool:
         """Serve what arrived and send all replies; whether the client is done."""
-        before = self.traffic.requests
         self._reads.begin()
         try:
             return self._serve_all(data)
         finally:  # also when the rest makes no sense
             self._reads.finish()
             self._replies.send()
-            self._ahead.look(self.traffic.requests - before)
 
     def _serve_all(self, data: memoryview) -> bool:
         handlers, stopping = self._handlers, self._stopping.is_set

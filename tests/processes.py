@@ -1,0 +1,24 @@
+"""What the kernel tells of a process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def decoders_of(server: int) -> list[int]:
+    """The processes that a server forked: what it runs beside (fusermount3) is none."""
+    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    own = Path(f"/proc/{server}/cmdline").read_bytes()
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes() == own]
+
+
+def cpu_ticks(pid: int) -> int:
+    """Processor time it took."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def private_kib(pid: int) -> int:
+    """Memory that it shares with nobody."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
