@@ -1,11 +1,15 @@
-"""Where the process begins.
+"""Where the process begins and ends.
 
 Importing the program takes a tenth of a second; an interrupt in that time ends the process as it
 ends any other program, not with a traceback from the middle of an import.
+
+The interpreter's own end takes 25 ms, to free one by one what the kernel frees at once. Whatever
+must be cleaned up was, by `with` and `finally`.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -14,12 +18,18 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 
 def main() -> int:
-    """Run the command line; returns its exit code."""
+    """Run the command line and end the process; returns the exit code where that must be told."""
     from backyfs.cli.main import main as program
 
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    return program()
+    code = program()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        return code  # the interpreter says what is wrong with them
+    os._exit(code)
 
 
 if __name__ == "__main__":
