@@ -32,7 +32,7 @@ from backyfs.config.schedule import Schedule
 from backyfs.engine.clock import utc_now
 from backyfs.engine.locking import writing
 from backyfs.engine.partitions import tables
-from backyfs.engine.pipeline import Job, in_thread, run_jobs
+from backyfs.engine.pipeline import Job, asked, in_thread, run_jobs
 from backyfs.engine.plan import Batch, Step, batches, reading, scanning, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
 from backyfs.engine.tags import checked_tags
@@ -248,7 +248,7 @@ class _Backup:
         snapshotting = source.snapshot(self._staging.revision, self._base.bookmarks(source.type))
         try:
             async with in_thread(snapshotting) as snapshot:
-                disks = await trio.to_thread.run_sync(self._open, snapshot)
+                disks = await asked(self._open, snapshot)
                 await self._store(disks)
                 finding = await self._read_back(snapshot, disks, sampling) if verify else None
                 draft = await trio.to_thread.run_sync(

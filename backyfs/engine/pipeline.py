@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
 import trio
 
@@ -26,6 +26,7 @@ BATCH_BYTES = 2 << 20
 """Image bytes of one job."""
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 Job = Callable[[], T]
 
 
@@ -69,14 +70,19 @@ async def run_jobs(jobs: Iterator[Job[T]], done: Callable[[T], None], *, threads
         raise failures[0]
 
 
+async def asked(function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+    """Call what asks a source, in a thread; cancelled meanwhile, it goes on to a `checkpoint`."""
+    with checking(trio.from_thread.check_cancelled):
+        return await trio.to_thread.run_sync(function, *arguments)
+
+
 @asynccontextmanager
 async def in_thread(manager: AbstractContextManager[T]) -> AsyncIterator[T]:
     """Enter and leave a blocking context manager in threads; leaving it is never cut short.
 
     Cancelled meanwhile, entering goes on to its next `checkpoint`.
     """
-    with checking(trio.from_thread.check_cancelled):
-        value = await trio.to_thread.run_sync(manager.__enter__)
+    value = await asked(manager.__enter__)
     async with leaving(manager):
         yield value
 

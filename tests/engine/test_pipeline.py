@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import trio
 
-from backyfs.engine.pipeline import Job, in_thread, run_jobs
+from backyfs.engine.pipeline import Job, asked, in_thread, run_jobs
 from backyfs.errors import Corrupt, SourceUnavailable
 from backyfs.source.cancelling import checkpoint
 
@@ -149,6 +149,19 @@ async def test_entering_a_context_is_cancelled_at_a_checkpoint() -> None:
             raise AssertionError("it never gets that far")
     assert scope.cancelled_caught
     assert events == ["tidied up"]
+
+
+async def test_a_question_is_cancelled_at_a_checkpoint() -> None:
+    def wait(rounds: int) -> int:
+        for _ in range(rounds):
+            time.sleep(0.01)
+            checkpoint()
+        return rounds
+
+    assert await asked(wait, 2) == 2
+    with trio.move_on_after(0.1) as scope:
+        await asked(wait, 10_000)
+    assert scope.cancelled_caught
 
 
 def test_nobody_cancels_what_the_engine_did_not_start() -> None:

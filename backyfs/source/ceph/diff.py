@@ -16,11 +16,12 @@ through, what it calls gone need not be zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from backyfs.extents import Gathered
 from backyfs.model import Extent
+from backyfs.source.cancelling import checkpoint
 from backyfs.source.ceph.points import Snap
 
 _WINDOW_OBJECTS = 4096
@@ -53,16 +54,19 @@ def data(image: Any, *, fast: bool) -> Iterator[Extent]:
     if fast:
         yield from _gathered(image, None, _whole(image), whole_object=True)
     else:
-        for window in _windows(image):
+        for window in _windows(image, _whole(image)):
             yield from _gathered(image, None, [window], whole_object=False)
 
 
 def changes(image: Any, base: str, *, fast: bool) -> Sequence[Extent]:
-    """Sorted extents of an image, open at a snapshot, that may differ from the snapshot `base`."""
+    """Sorted extents of an image, open at a snapshot, that may differ from the snapshot `base`.
+
+    Takes 0.3 ms for each object that is asked about exactly; a checkpoint comes once a second.
+    """
     ranges = _whole(image)
     if fast:
         ranges = _gathered(image, base, ranges, whole_object=True)
-    return _gathered(image, base, ranges, whole_object=False)
+    return _gathered(image, base, _windows(image, ranges), whole_object=False)
 
 
 def _whole(image: Any) -> list[Extent]:
@@ -71,12 +75,13 @@ def _whole(image: Any) -> list[Extent]:
 
 
 def _gathered(
-    image: Any, base: str | None, ranges: Sequence[Extent], *, whole_object: bool
+    image: Any, base: str | None, ranges: Iterable[Extent], *, whole_object: bool
 ) -> list[Extent]:
     """What Ceph lists in ranges that begin at the beginning of objects."""
     found = Gathered()
     add = _adding(found)
     for start, length in ranges:
+        checkpoint()
         image.diff_iterate(start, length, base, add, True, whole_object)
     return found.extents()
 
@@ -88,9 +93,9 @@ def _adding(found: Gathered) -> Callable[[int, int, bool], None]:
     return add
 
 
-def _windows(image: Any) -> Iterator[Extent]:
-    """The image in pieces, each of whole objects."""
+def _windows(image: Any, ranges: Iterable[Extent]) -> Iterator[Extent]:
+    """Ranges that begin at the beginning of objects in pieces that do so, too."""
     length = _WINDOW_OBJECTS * image.stripe_count() * image.stat()["obj_size"]
-    size = image.size()
-    for start in range(0, size, length):
-        yield Extent(start, min(length, size - start))
+    for extent in ranges:
+        for start in range(extent.offset, extent.end, length):
+            yield Extent(start, min(length, extent.end - start))

@@ -19,7 +19,8 @@ import trio
 from backyfs.engine.backup import back_up
 from backyfs.engine.trust import distrust
 from backyfs.errors import SourceUnavailable
-from backyfs.model import FRAME, Consistency
+from backyfs.model import FRAME, Consistency, Extent
+from backyfs.source.cancelling import checking
 from backyfs.source.ceph import diff, points
 from backyfs.source.ceph.config import read_config
 from backyfs.source.ceph.heads import Head, Taken, take
@@ -146,6 +147,28 @@ async def test_the_bug_of_fast_diff(vm: Vm) -> None:
     with vm.ceph.image("vm", vm.name(second)) as image:
         assert image.features() & rbd.RBD_FEATURE_FAST_DIFF
     assert first.id != second.id
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_asking_what_changed_stops_at_a_checkpoint(
+    vm: Vm, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diff, "_WINDOW_OBJECTS", 1)
+    with vm.ceph.image("vm") as image:
+        image.create_snap("before")
+        image.write(b"x" * 16 * MIB, 0)
+        image.create_snap("after")
+    with vm.ceph.image("vm", "after") as image:
+        assert diff.changes(image, "before", fast=fast) == [Extent(0, 16 * MIB)]
+        asked: list[None] = []
+
+        def check() -> None:
+            asked.append(None)
+            if len(asked) == 3:
+                raise TimeoutError("cancelled")
+
+        with checking(check), pytest.raises(TimeoutError, match="cancelled"):
+            diff.changes(image, "before", fast=fast)
 
 
 async def test_a_backup_that_fails_takes_its_snapshot_back(vm: Vm) -> None:
