@@ -6,7 +6,8 @@ one connection; its image is shared with others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
+from typing import cast
 
 from backyfs.model import FRAME, Extent
 from backyfs.nbd.datamap import DataMap, Piece
@@ -15,6 +16,9 @@ from backyfs.reader.images import DiskImage
 from backyfs.reader.overlay import Origin, Overlay
 from backyfs.reader.shared import Lease
 from backyfs.store.contract import Buffer
+
+_KEPT_MAX = 4
+"""Bytes of a block that are kept for each byte of it that waits to be sent."""
 
 
 class Attached:
@@ -47,11 +51,12 @@ class Attached:
 
     def read(self, offset: int, length: int) -> Buffer:
         """Exactly `length` bytes. Corrupt, OSError."""
-        return self._bytes.read(self.start + offset, length)
+        return _apart(self._bytes.read(self.start + offset, length))
 
     def try_read(self, offset: int, length: int) -> Buffer | None:
         """The bytes when they are in memory, else None; never blocks."""
-        return self._bytes.try_read(self.start + offset, length)
+        data = self._bytes.try_read(self.start + offset, length)
+        return None if data is None else _apart(data)
 
     def frames(self, offset: int, length: int) -> list[tuple[int, int]]:
         """A range (offset, length) cut at the frames of the image."""
@@ -121,3 +126,10 @@ class Attached:
         if self._overlay is not None:
             self._overlay.close()
         self._lease.close()
+
+
+def _apart(data: Buffer) -> Buffer:
+    """A small part of a block as bytes of its own, so that the cache can drop the block."""
+    if isinstance(data, memoryview) and len(data) * _KEPT_MAX < len(cast("Sized", data.obj)):
+        return bytes(data)
+    return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,10 +18,11 @@ from backyfs.model import Consistency, Partition, Trust
 from backyfs.nbd import exports as exports_module
 from backyfs.nbd.exports import Exports
 from backyfs.nbd.protocol.constants import ExportFlag
-from backyfs.reader.cache import FrameCache
+from backyfs.reader.cache import Block, FrameCache
 from backyfs.reader.catalog import Catalog
 from backyfs.reader.images import OpenImages
 from backyfs.reader.overlay import Scratch
+from backyfs.store.packs.rooms import Rooms
 from backyfs.store.record import Draft, Record
 from backyfs.store.repository import Repository
 from tests.reader.stores import add_revision, content, make_vm
@@ -291,3 +293,29 @@ def test_data_maps_are_shared_while_an_image_is_open(base: Path, names: Names) -
     assert one.map is two.map
     one.close()
     two.close()
+
+
+def test_a_small_part_that_is_kept_keeps_no_block(tmp_path: Path) -> None:
+    make_vm(tmp_path, "web01", random.Random(3).randbytes(1 << 20))
+    rooms = Rooms(2, 1 << 20)
+
+    def room(length: int) -> memoryview:
+        found = rooms.take(length)
+        assert found is not None
+        return found
+
+    images = OpenImages(FrameCache(1 << 20, room))
+    exports = Exports(Catalog(tmp_path), images)
+    attached = exports.open(exports.find("web01/latest"))
+    whole = attached.read(0, 1 << 20)
+    small, large = attached.read(5, 4096), attached.try_read(5, 512 << 10)
+    assert large is not None
+    assert (bytes(small), bytes(large)) == (whole[5 : 5 + 4096], whole[5 : 5 + (512 << 10)])
+    attached.close()
+    del whole
+    images.cache.put(Block("other", 0, bytes(1 << 20)))  # nothing else is cached any more
+    assert rooms.free == 1
+    del large
+    assert rooms.free == 2
+    assert len(small) == 4096
+    images.close()
