@@ -25,13 +25,12 @@ from backyfs.nbd.helpers import Helpers
 from backyfs.nbd.negotiation import Negotiation, Opened
 from backyfs.nbd.protocol.handshake import ProtocolError
 from backyfs.nbd.protocol.transmission import Transmission
+from backyfs.nbd.session.ahead import Window
 from backyfs.nbd.session.session import Session
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 64
-READ_AHEAD_BYTES = 16 << 20
-"""So far at most, for what is stored decodes slower than it is sent, and a hole costs nothing."""
 _CATALOG_THREADS = 4
 _GONE = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -62,6 +61,7 @@ class Server:
         self._threads = trio.CapacityLimiter(limits.connections)
         self._helpers = Helpers()
         self._hands = trio.CapacityLimiter(self._helpers.count)
+        self._window = Window(exports.cache_bytes)
         self._connections = 0
         self._accepting, self._stopping = trio.CancelScope(), False
         self._negotiations: set[Negotiation] = set()
@@ -176,11 +176,6 @@ class Server:
             log.info(
                 "detached", values | asdict(session.traffic) | {"seconds": seconds, "why": why}
             )
-
-    def _window(self) -> int:
-        """How far to decode ahead of one connection; all of them get a quarter of the cache."""
-        share = self._exports.cache_bytes // (4 * max(1, len(self._attachments)))
-        return min(READ_AHEAD_BYTES, share)
 
     async def _serve(self, attachment: _Attachment, first: bytes) -> str:
         self._attachments.add(attachment)

@@ -339,6 +339,7 @@ class ReadAhead:
     def skip(self, offset: int) -> None:
         """The reader leaves out what lies before `offset`, a hole: a sequence goes on there."""
         with self._lock:
+            self._began += offset - self._position
             self._position = offset
 
     def due(self, window: int, piece: int) -> Extent | None:

@@ -248,6 +248,7 @@ class OpenImages:
 
         def make() -> DiskImage:
             stored = repository.open_disk(record, disk, check=check)
+            stored.hold()
             return readable(stored, record.disks[disk].digest, self.cache)
 
         return self._images.open((str(repository.path), record.id, disk, check), make)

@@ -70,6 +70,12 @@ class StoredImage(Image, Protocol):
         fill caches. Holes cost nothing.
         """
 
+    def hold(self) -> None:
+        """Have open what reading needs: whoever removes the revision by force takes nothing away.
+
+        Leaves out what cannot be opened: reading it says why.
+        """
+
     def shared_with(self, other: StoredImage) -> bool:
         """Whether both are certain to hold the same bytes without comparing (same stored file)."""
 

@@ -256,6 +256,18 @@ def test_an_attached_revision_is_not_removed_and_stays_readable_if_it_is(packs: 
     assert not list((packs / "web01" / "revisions").glob(f"{record.id}*json"))
 
 
+def test_one_removed_before_anything_was_read_stays_readable(packs: Path) -> None:
+    repository = Repository.open(packs / "web01")
+    (first,) = repository.revisions()
+    patched = add_revision(repository, IMAGE[:FRAME] + b"patch" + IMAGE[FRAME + 5 :])
+    add_revision(repository, content(3, seed=99))
+    with running(packs) as server, server.attached(f"web01/{patched.id}") as client:
+        repository.remove([first.id, patched.id], force=True)
+        assert repository.gc().freed_bytes > 2 * MIB
+        expected = IMAGE[:FRAME] + b"patch" + IMAGE[FRAME + 5 :]
+        assert client.read(0, len(IMAGE)) == expected
+
+
 # ---- overlays ------------------------------------------------------------------------------------
 
 

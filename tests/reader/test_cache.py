@@ -53,6 +53,9 @@ class Bytes:
     def raw_fd(self) -> int | None:
         return None
 
+    def hold(self) -> None:
+        pass
+
     def close(self) -> None:
         self.closed = True
 

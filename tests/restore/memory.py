@@ -46,6 +46,9 @@ class MemoryImage:
     def raw_fd(self) -> int | None:
         return None
 
+    def hold(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

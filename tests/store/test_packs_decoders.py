@@ -7,6 +7,7 @@ import mmap
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from backyfs.errors import Corrupt
 from backyfs.model import FRAME
 from backyfs.store.contract import StoredImage
 from backyfs.store.packs import decoders as module
-from backyfs.store.packs.decoders import BLOCK_BYTES, FRAMES_MIN, Decoders, decoders
+from backyfs.store.packs.decoders import BLOCK_BYTES, FRAMES_MIN, UNUSED_S, Decoders, decoders
 from backyfs.store.packs.library import Library, Part
 from backyfs.store.repository import Repository
 from tests.reader.stores import add_revision, content, make_vm
@@ -110,6 +111,23 @@ def test_long_runs_are_decoded_elsewhere(tmp_path: Path, own: Counted) -> None:
         own.done = 0
         assert read(image, 0, count) == data[: count * FRAME]
         assert own.done == expected, count
+    image.close()
+
+
+def test_what_is_held_stays_readable_when_they_have_closed_it(tmp_path: Path, own: Counted) -> None:
+    data = random.Random(1).randbytes(20 * FRAME)
+    vm = make_vm(tmp_path, "vm", data)
+    data = data[:FRAME] + b"a patch rests on what it changes" + data[FRAME + 32 :]
+    add_revision(vm, data)
+    image = newest(vm)
+    image.hold()
+    for done in (1, 0):
+        own.done = 0
+        assert read(image, 0, 16) == data[: 16 * FRAME]
+        assert own.done == done
+        shutil.rmtree(tmp_path / "vm/packs", ignore_errors=True)
+        time.sleep(UNUSED_S + 0.5)
+    assert read(image, 16, 4) == data[16 * FRAME :]
     image.close()
 
 

@@ -7,6 +7,8 @@ for the processes that decode (store/packs/decoders.py), and take turns among co
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 from collections.abc import Callable
 
 from backyfs.model import Extent
@@ -15,21 +17,49 @@ from backyfs.nbd.helpers import Helpers, Job
 from backyfs.reader.cache import ReadAhead
 from backyfs.store.packs.decoders import PROCESSES
 
+READ_AHEAD_BYTES = 16 << 20
+"""So far at most, for what is stored decodes slower than it is sent, and a hole costs nothing."""
 PIECE_BYTES = 1 << 20
 _PIECES = 8
 """That many are decoded by one helper at one go; then it is another connection's turn."""
+_PAUSE_S = 1.0
+"""Who has asked for nothing for so long needs no room in the cache."""
+
+
+class Window:
+    """How far to decode ahead of each connection: all that read in sequence get a quarter of the
+    cache. Where that is too little for two pieces each, nobody gets anything. For many threads.
+    """
+
+    def __init__(self, cache_bytes: int) -> None:
+        self._bytes = cache_bytes // 4
+        self._lock = threading.Lock()
+        self._seen: dict[int, float] = {}
+        self._next = 0.0
+
+    def of(self, reader: object) -> int:
+        """Bytes for one who reads in sequence at this moment."""
+        now = time.monotonic()
+        with self._lock:
+            self._seen[id(reader)] = now
+            if now > self._next:
+                self._seen = {key: at for key, at in self._seen.items() if at >= now - _PAUSE_S}
+                self._next = now + _PAUSE_S
+            share = self._bytes // len(self._seen)
+        return min(READ_AHEAD_BYTES, share) if share >= 2 * PIECE_BYTES else 0
 
 
 class Ahead:
     """The read-ahead of one connection; nothing where the kernel does it, for raw images.
 
-    `window` says how far ahead, in bytes. One thread notes and drops; helpers do the rest.
+    One thread notes and drops; helpers do the rest.
     """
 
-    def __init__(self, attached: Attached, helpers: Helpers, window: Callable[[], int]) -> None:
+    def __init__(self, attached: Attached, helpers: Helpers, window: Window) -> None:
         self._attached, self._helpers, self._window = attached, helpers, window
         decoded = attached.raw_fd is None
         self._reads = ReadAhead(attached.info.size) if decoded else None
+        self._lock = threading.Lock()
         self._turns: list[Job[_Turn]] = []
         self._end = 0
         self._sequential = self._dropped = False
@@ -47,16 +77,22 @@ class Ahead:
 
     def _begin(self, reads: ReadAhead) -> None:
         """Ask for helpers when half of what was decoded ahead is used."""
-        self._turns = [turn for turn in self._turns if not turn.over]
-        while len(self._turns) < PROCESSES:
-            extent = reads.due(self._window() // 2, PIECE_BYTES)
+        window = self._window.of(self) // 2
+        with self._lock:
+            self._turns = [turn for turn in self._turns if not turn.over]
+            free = PROCESSES - len(self._turns)
+        for _ in range(free):
+            extent = reads.due(window, PIECE_BYTES)
             if extent is None:
                 return
             self._offer(extent)
 
     def _offer(self, extent: Extent) -> None:
         turn = Job([_Turn(self.decode, extent)])
-        self._turns.append(turn)
+        with self._lock:
+            if self._dropped:
+                return
+            self._turns.append(turn)
         self._helpers.offer(turn, 1)
 
     def decode(self, extent: Extent) -> None:
@@ -66,15 +102,17 @@ class Ahead:
         for _ in range(_PIECES):
             if due is None or self._dropped:
                 return
-            self._attached.prefetch(due.offset, due.length)
-            due = self._reads.due(self._window(), PIECE_BYTES)
+            if due.end > self._end:  # not if the reader came first
+                self._attached.prefetch(due.offset, due.length)
+            due = self._reads.due(self._window.of(self), PIECE_BYTES)
         if due is not None:
             self._offer(due)
 
     def drop(self) -> None:
         """Forget what has not begun; return when nobody uses the image for it any more."""
-        self._dropped = True
-        for turn in list(self._turns):  # one that ends just now may offer another: for nothing
+        with self._lock:
+            self._dropped = True
+        for turn in self._turns:
             turn.drop()
 
 

@@ -36,7 +36,7 @@ from backyfs.nbd.protocol.transmission import (
     WriteData,
     Zero,
 )
-from backyfs.nbd.session.ahead import Ahead
+from backyfs.nbd.session.ahead import Ahead, Window
 from backyfs.nbd.session.failure import Failure, Failures
 from backyfs.nbd.session.reading import Reads
 from backyfs.nbd.session.replies import Replies
@@ -58,7 +58,7 @@ class Session:
         attached: Attached,
         transmission: Transmission,
         helpers: Helpers,
-        window: Callable[[], int],
+        window: Window,
     ) -> None:
         self._channel, self._attached, self._form = channel, attached, transmission
         self._stopping = threading.Event()

@@ -118,6 +118,9 @@ class CowImage:
     def groups(self) -> bytes:
         return self.table.level1
 
+    def hold(self) -> None:
+        """Nothing: its files are open."""
+
     def raw_fd(self) -> int | None:
         # Bytes read from a descriptor go past the check.
         return None if self._check else self.fd

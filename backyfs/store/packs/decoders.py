@@ -42,6 +42,8 @@ _SPARE_ROOMS = 8
 _ROOMS_MAX = 1024
 """Of a cache above 1 GiB the rest lies in memory of this process."""
 ANSWER_S = 30.0
+END_S = 1.0
+"""One that the kernel does not let die, in a read that hangs, is left behind."""
 UNUSED_S = 1.0
 """So long they keep pack files open that nobody reads: what gc removed must be given back."""
 _TABLE_BYTES_MAX = 4 << 20
@@ -118,7 +120,7 @@ class Decoders:
             return False
         try:
             done = process.ask(json.dumps((directory, position, length, parts)).encode())
-        except OSError as exc:
+        except (OSError, MemoryError) as exc:
             log.warning("a process that decoded is gone", {"pid": process.pid, "why": exc})
             self._all.remove(process)
             process.end()
@@ -170,7 +172,9 @@ class _Process:
         # Whoever started us may have had the kernel reap children by itself.
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            deadline = time.monotonic() + END_S
+            while os.waitpid(self.pid, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
+                time.sleep(0.001)
 
 
 # In the process

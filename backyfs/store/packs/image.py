@@ -138,6 +138,10 @@ class PackImage:
         """None: the bytes are compressed."""
         return None
 
+    def hold(self) -> None:
+        """Have the packs open that hold its frames, and what their patches rest on."""
+        self._library.hold(ref.name for ref in self.map.segments)
+
     # Content
 
     def read(self, offset: int, length: int) -> bytes:

@@ -9,15 +9,16 @@ Thread-safe. Descriptors are closed when the last image is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
 from blake3 import blake3
 
-from backyfs.errors import Corrupt
+from backyfs.errors import BackyfsError, Corrupt
 from backyfs.model import FRAME
 from backyfs.store.fs import forget_pages, is_medium_error
 from backyfs.store.packs import codec
@@ -107,6 +108,20 @@ class Library:
         self._packs.clear()
         self._retired.clear()
         self._segments.clear()
+
+    def hold(self, names: Iterable[str]) -> None:
+        """Open the packs of segments, and of those that their patches may rest on.
+
+        What is open can be read as long as the library is in use, whatever becomes of the files.
+        What cannot be opened is left out.
+        """
+        wanted, seen = list(names), set[str]()
+        while wanted:
+            name = wanted.pop()
+            if name not in seen:
+                seen.add(name)
+                with contextlib.suppress(BackyfsError, OSError):
+                    wanted += self.segment(name).pack.footer.names
 
     # Finding
 
