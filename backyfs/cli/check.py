@@ -32,6 +32,7 @@ KINDS = (
     "mismatch",
     "damaged",
     "unreadable",
+    "frozen",
     "unverified",
     "clock",
     "readers",
@@ -111,7 +112,7 @@ def command(
     answer. A job is late when its newest good revision (not torn, distrusted or damaged) is older
     than 1.5 of the shortest interval of its schedule. Everything else that needs somebody counts,
     too: KIND is late, torn, distrusted, mismatch (a revision differs from its source), damaged,
-    unreadable, unverified, clock, readers, unpurged, repository, status, disk or unmanaged.
+    unreadable, frozen, unverified, clock, readers, unpurged, repository, status, disk or unmanaged.
 
     Works without the scheduler, from the configuration of all jobs (-c) and the stores. Without
     that file, the VMs in the directory given with -b are looked at by their own configuration.
@@ -137,13 +138,13 @@ def _checked(session: Session, ignore: Sequence[str]) -> Check:
     from backyfs.engine.check import check, check_directories
     from backyfs.store.repository import is_repository
 
-    own = session.directory.is_dir() and (
-        [session.directory.resolve()] if is_repository(session.directory) else session.vms()
-    )
-    if own and not session.config.exists():
-        vms = [(path, read_job(path / "config").schedule) for path in own]
-        return check_directories(vms, session.directory, ignore=ignore)
-    return check(session.site(), ignore=ignore)
+    if session.config.exists() or not session.directory.is_dir():
+        return check(session.site(), ignore=ignore)
+    own = [session.directory.resolve()] if is_repository(session.directory) else session.vms()
+    if not own:
+        return check(session.site(), ignore=ignore)
+    vms = [(path, read_job(path / "config").schedule) for path in own]
+    return check_directories(vms, session.directory, ignore=ignore)
 
 
 def headline(result: Check) -> str:

@@ -79,15 +79,9 @@ class Session:
 
     def vms(self) -> list[Path]:
         """The directories of VMs below a base directory, by name."""
-        from backyfs.store.repository import is_repository
+        from backyfs.store.repository import may_be_repository
 
-        def may_be(path: Path) -> bool:
-            try:
-                return is_repository(path)
-            except PermissionError:  # to be told when it is opened, with its name
-                return path.is_dir()
-
-        return sorted(path for path in self.directory.iterdir() if may_be(path))
+        return sorted(path for path in self.directory.iterdir() if may_be_repository(path))
 
 
 def _command() -> str:
@@ -130,12 +124,12 @@ def make_way(directory: Path) -> None:
 
     UsageError when that would lie inside a repository or hold some itself; NoRepository.
     """
-    from backyfs.store.repository import is_repository
+    from backyfs.store.repository import is_repository, may_be_repository
 
     for above in directory.parents:
         if is_repository(above):
             raise UsageError(f"{directory} lies in the repository {above}", hint=_HOW_TO_NAME)
-    if directory.is_dir() and (inside := [p for p in directory.iterdir() if is_repository(p)]):
+    if directory.is_dir() and (inside := [p for p in directory.iterdir() if may_be_repository(p)]):
         raise UsageError(f"{directory} is a base directory of {len(inside)} VMs", hint=_HOW_TO_NAME)
     try:
         os.makedirs(directory.parent, 0o750, exist_ok=True)

@@ -28,7 +28,7 @@ from backyfs.engine.health import (
 from backyfs.model import is_name
 from backyfs.store import lock, space
 from backyfs.store.record import parse_time
-from backyfs.store.repository import is_repository
+from backyfs.store.repository import may_be_repository
 
 STATUS_AGE_MIN = timedelta(minutes=5)
 """How old a daemon's status may get: this, or ten of its intervals if that is longer."""
@@ -183,7 +183,7 @@ def _disk(base: Path, findings: list[Finding]) -> Disk | None:
 
 def _unmanaged(base: Path, jobs: Collection[str], findings: list[Finding]) -> list[str]:
     """Repositories in the base directory that no job is for."""
-    found = sorted(_names(base, lambda name: name not in jobs and is_repository(base / name)))
+    found = sorted(_names(base, lambda name: name not in jobs and may_be_repository(base / name)))
     if found:
         text = f"no job for {_listed(found)} in {base}"
         findings.append(Finding(Severity.WARNING, "unmanaged", "", text))

@@ -21,7 +21,7 @@ from backyfs.model import Consistency, Trust
 from backyfs.source.quiescing import note
 from backyfs.store import lock
 from backyfs.store.record import Record, State, parse_time
-from backyfs.store.repository import Repository
+from backyfs.store.repository import Repository, may_be_repository
 
 SLA_FACTOR = 1.5
 """A job is late when its newest good revision is older than so many of its shortest intervals."""
@@ -147,7 +147,7 @@ def examine(expected: Expected, now: datetime, held: lock.Held) -> JobHealth:
     except PermissionError as exc:
         health.find(Severity.UNKNOWN, "repository", f"may not be read: {exc.filename}")
     except (BackyfsError, OSError) as exc:
-        if (expected.path / "repository.json").exists():
+        if may_be_repository(expected.path):
             health.find(Severity.CRITICAL, "repository", f"cannot be read: {exc}")
         else:
             _judge_age(health, now, created=None)

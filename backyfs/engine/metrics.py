@@ -34,6 +34,7 @@ def write_metrics(path: Path, check: Check) -> None:
     registry.register(_Metrics(check))
     try:
         write_to_textfile(str(path), registry)
+        path.chmod(0o644)  # node_exporter is another user
     except OSError as exc:
         raise TargetError(f"cannot write metrics to {path}: {exc.strerror}") from exc
 

@@ -221,7 +221,7 @@ def main(arguments: str) -> None:
         _report(report, {"error": exc.message, "hint": exc.hint, "exit_code": exc.exit_code})
         sys.exit(exc.exit_code)
     except Exception as exc:
-        log.error("the mount ended: a bug", {}, exc_info=exc)
+        log.error("the mount ended: a bug", exc_info=exc)
         _report(report, {"error": f"a bug: {exc!r}", "hint": "please report it", "exit_code": 1})
         sys.exit(1)
 

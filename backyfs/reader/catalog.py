@@ -32,7 +32,7 @@ from backyfs.model import is_name, vm_name
 from backyfs.store.format import Damage
 from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, Layout
 from backyfs.store.record import Record, State
-from backyfs.store.repository import Repository, is_repository
+from backyfs.store.repository import Repository, is_repository, may_be_repository
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ class Catalog:
         directory = self._directory(name)
         if not wait:
             raise BlockingIOError
-        if not is_repository(directory):
+        if not may_be_repository(directory):
             os.stat(self.base)  # that all is gone is another error
             raise NoRepository(f"{self.base}: no VM {name!r}")
         return _changed_ns(directory)
@@ -209,7 +209,7 @@ class Catalog:
         found = []
         for name in names:
             directory = self.base / name
-            if is_repository(directory):
+            if may_be_repository(directory):
                 found.append((name, _changed_ns(directory)))
         return found
 

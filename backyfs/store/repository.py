@@ -49,8 +49,22 @@ class Removal:
 
 
 def is_repository(path: Path) -> bool:
-    """Whether `path` is the directory of one VM (it may still be unusable)."""
+    """Whether `path` is the directory of one VM (it may still be unusable).
+
+    OSError where that cannot be told: a dead network file system, no permission.
+    """
     return Layout(path).identity.is_file()
+
+
+def may_be_repository(path: Path) -> bool:
+    """As `is_repository`, for lists: what cannot be looked into counts; who opens it is told why.
+
+    So one VM whose directory is unreachable hides no other.
+    """
+    try:
+        return is_repository(path)
+    except OSError:
+        return path.name != "lost+found"  # which nobody but root may look into
 
 
 def choose_store(path: Path) -> str:

@@ -76,7 +76,7 @@ class Processes:
 
     async def settle(self, job: SiteJob) -> None:
         left = note.place(self._directory(job))
-        if await trio.to_thread.run_sync(left.exists, limiter=self._threads):
+        if await trio.to_thread.run_sync(_is_there, left, limiter=self._threads):
             outcome = await self.run(Command(Kind.THAW, job))
             level = logging.ERROR if outcome.code else logging.WARNING
             values = {"job": job.name, "code": outcome.code, "reason": outcome.reason or "-"}
@@ -161,6 +161,14 @@ async def _end(process: trio.Process) -> None:
         process.terminate()
         await trio.sleep(GRACE_S)
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _is_there(path: Path) -> bool:
+    """False, too, where it cannot be told: what the repository holds is asked next."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _reason(tail: bytes) -> str:
