@@ -95,10 +95,13 @@ class Round:
         started = time.perf_counter()
         job = Job(parts)
         self._helpers.offer(job, len(parts) - 1, waiting=self.slow)
-        self._replies.send()  # helpers have begun
-        for part in job.done():
-            self._collect(part)
-            self._send_early()
+        try:
+            self._replies.send()  # helpers have begun
+            for part in job.done():
+                self._collect(part)
+                self._send_early()
+        finally:
+            job.drop()  # when the client is gone, the image is closed next
         self.slow = time.perf_counter() - started > SLOW_S * len(parts)
 
     def _send_early(self) -> None:
