@@ -122,7 +122,7 @@ def command(
         with opened(
             target, size, store=repository.path, force=force, keep=delta, ceph=ceph
         ) as place:
-            report = _fill(image, place, salvage=salvage, advance=advance)
+            report = _fill(image, place, delta=delta, salvage=salvage, advance=advance)
     _report(session, record, name, target, report, time.monotonic() - started, as_json)
     return 12 if report.bad else 0
 
@@ -149,10 +149,10 @@ def _cluster_of_job(job: Job) -> Settings | None:
 
 
 def _fill(
-    image: StoredImage, place: Target, *, salvage: bool, advance: Advancing
+    image: StoredImage, place: Target, *, delta: bool, salvage: bool, advance: Advancing
 ) -> Report | DeltaReport:
-    """All of the image, or what differs; a new target has nothing to compare with."""
-    if isinstance(place, Rewritable):
+    """All of the image, or with `delta` what differs; a new target has nothing to compare with."""
+    if delta and isinstance(place, Rewritable):
         from backyfs.restore.delta import candidates, update
 
         where = candidates(image, place)

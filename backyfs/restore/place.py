@@ -17,11 +17,13 @@ from backyfs.restore.device import Device, openers
 from backyfs.restore.regular import ExistingFile, KeptFile, NewFile
 from backyfs.restore.stream import Stream
 from backyfs.restore.target import Target
+from backyfs.store.repository import is_repository
 
 if TYPE_CHECKING:
     from backyfs.ceph.settings import Settings
 
 _PROBE_BYTES = 1 << 20
+_PROBES, _BLOCK = 64, 64 << 10
 _RBD = "rbd:"
 
 
@@ -42,7 +44,7 @@ def overwrites(where: str, size: int, *, ceph: Settings | None = None) -> bool:
 def holds_data(where: str) -> bool:
     """Whether a restore to `where` would overwrite something: a file or device not all zero.
 
-    Of a device the first and the last MiB are looked at.
+    Of a device the first and the last MiB are looked at, and 64 places between them.
     """
     mode = _mode(where)
     if mode is None or not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
@@ -51,11 +53,14 @@ def holds_data(where: str) -> bool:
         size = stream.seek(0, os.SEEK_END)
         if stat.S_ISREG(mode):
             return size > 0
-        return any(_probe(stream.fileno(), at) for at in {0, max(0, size - _PROBE_BYTES)})
+        ends = {0, max(0, size - _PROBE_BYTES)}
+        between = range(0, size, max(1, size // _PROBES) // _BLOCK * _BLOCK or _BLOCK)
+        places = [(at, _PROBE_BYTES) for at in ends] + [(at, _BLOCK) for at in between]
+        return any(_probe(stream.fileno(), *place) for place in places)
 
 
-def _probe(fd: int, offset: int) -> bool:
-    return os.pread(fd, _PROBE_BYTES, offset).strip(b"\0") != b""
+def _probe(fd: int, offset: int, length: int) -> bool:
+    return os.pread(fd, length, offset).strip(b"\0") != b""
 
 
 @contextlib.contextmanager
@@ -108,8 +113,10 @@ def _open_rbd(where: str, size: int, ceph: Settings | None, force: bool, keep: b
 
 def _open(where: str, size: int, store: Path, force: bool, keep: bool) -> Target:
     path = Path(os.path.realpath(where))
-    if path.is_relative_to(store.resolve()):
-        raise TargetError(f"{where} lies in the repository", hint="restore to another place")
+    if (inside := _repository_around(path, store)) is not None:
+        raise TargetError(
+            f"{where} lies in the repository {inside}", hint="restore to another place"
+        )
     mode = _mode(path)
     if (mode is None or stat.S_ISREG(mode)) and _among_devices(path):
         raise TargetError(f"{where} is no device", hint="see the devices there are with: lsblk")
@@ -123,6 +130,15 @@ def _open(where: str, size: int, store: Path, force: bool, keep: bool) -> Target
         return Device(path, size, keep=keep)
     kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a block device"
     raise TargetError(f"{where} is {kind}", hint="name a file, a block device, or - for stdout")
+
+
+def _repository_around(path: Path, store: Path) -> Path | None:
+    """The repository that a target would lie in: `store`, or another VM's."""
+    for directory in path.parents:
+        with contextlib.suppress(OSError):
+            if directory == store.resolve() or is_repository(directory):
+                return directory
+    return None
 
 
 def _refuse_terminal(fd: int) -> int:

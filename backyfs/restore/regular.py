@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from backyfs.errors import TargetError
 from backyfs.model import Extent
 from backyfs.restore.direct import DirectFile
 from backyfs.restore.target import BATCH_BYTES, WRITERS, pwrite_zeros, space_for
@@ -89,9 +90,23 @@ class NewFile(_Regular):
     def finish(self) -> None:
         """Make the file durable, then give it its name."""
         self._complete()
-        os.rename(self._partial, self._path)
+        self._name()
         SYSTEM.sync_dir(self._path.parent)
         self._close()
+
+    def _name(self) -> None:
+        """Nobody's file is replaced that came meanwhile, where the file system has hard links."""
+        try:
+            os.link(self._partial, self._path)
+        except FileExistsError as exc:
+            raise TargetError(
+                f"{self._path} was made by somebody else meanwhile",
+                hint="restore to another name, or over it with --force",
+            ) from exc
+        except OSError:
+            os.rename(self._partial, self._path)
+        else:
+            os.unlink(self._partial)
 
     def abandon(self) -> None:
         """Remove the unfinished file."""

@@ -188,6 +188,14 @@ def test_targets_in_use(vm: Vm, tmp_path: Path) -> None:
             run("umount", tmp_path / "mnt")
 
 
+def test_a_device_is_compared_only_when_asked(vm: Vm, tmp_path: Path) -> None:
+    with looped(8 * MIB, tmp_path) as device:
+        restore = ("-b", vm.directory, "restore", "--json", "--force")
+        assert "data" in json.loads(backyfs(*restore, device).out)
+        again = json.loads(backyfs(*restore, "--delta", device).out)
+        assert again["compared"] > again["written"] == 0
+
+
 def test_targets_that_are_none(vm: Vm, tmp_path: Path) -> None:
     restore = ("-b", vm.directory, "restore")
     assert "is a directory" in refused(*restore, tmp_path, code=1)

@@ -148,3 +148,5 @@ def test_whether_a_device_holds_data(loop: str) -> None:
     assert not holds_data(loop)
     fill(loop, bytes(SIZE - 1) + b"x")
     assert holds_data(loop)
+    fill(loop, bytes(SIZE // 2) + b"x" * FRAME + bytes(SIZE // 2 - FRAME))
+    assert holds_data(loop)

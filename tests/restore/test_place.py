@@ -13,6 +13,7 @@ from backyfs.restore.place import holds_data, opened
 from backyfs.restore.transfer import restore
 from tests.conftest import SmallFs
 from tests.parts import require
+from tests.reader.stores import make_vm
 from tests.restore.memory import MemoryImage, made
 
 MIB = 1 << 20
@@ -40,6 +41,24 @@ def test_nothing_is_restored_into_the_repository(tmp_path: Path) -> None:
     for where in (tmp_path / "vm" / "x.img", tmp_path / "link", tmp_path / "vm/../vm/y"):
         with pytest.raises(TargetError, match="lies in the repository"):
             to(where, made(MIB, [0]), store=tmp_path / "vm")
+
+
+def test_nothing_is_restored_into_the_repository_of_another(tmp_path: Path) -> None:
+    other = make_vm(tmp_path, "other", b"")
+    with pytest.raises(TargetError, match=f"lies in the repository {other.path}"):
+        to(other.path / "packs" / "x.img", made(MIB, [0]), store=tmp_path / "vm")
+
+
+def test_a_file_that_came_meanwhile_is_nobodys_to_replace(tmp_path: Path) -> None:
+    path, image = tmp_path / "disk.img", made(MIB, [0])
+    with (
+        pytest.raises(TargetError, match="made by somebody else meanwhile"),
+        opened(str(path), image.size, store=Path("/nowhere")) as target,
+    ):
+        path.write_bytes(b"precious")
+        restore(image, target)
+    assert path.read_bytes() == b"precious"
+    assert os.listdir(tmp_path) == ["disk.img"]
 
 
 def test_a_symbolic_link_leads_to_the_file(tmp_path: Path) -> None:
