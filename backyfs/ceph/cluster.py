@@ -114,7 +114,7 @@ def connected(
     with explained("connect to the Ceph cluster", kind):
         rados = _configured(settings)
         try:
-            rados.connect()
+            _connect(rados, kind)
         except BaseException:
             rados.shutdown()
             raise
@@ -122,6 +122,19 @@ def connected(
         yield Cluster(rados, settings, kind)
     finally:
         rados.shutdown()
+
+
+def _connect(cluster: Any, kind: type[BackyfsError]) -> None:
+    import rados
+
+    try:
+        cluster.connect()
+    except rados.ObjectNotFound as exc:
+        client = f"client.{cluster.rados_id}"
+        raise kind(
+            f"cannot connect to the Ceph cluster: no keyring has a key for {client}",
+            hint=f"see /etc/ceph/ceph.{client}.keyring, or name it: CEPH_ARGS='--keyring FILE'",
+        ) from exc
 
 
 def _configured(settings: Settings) -> Any:

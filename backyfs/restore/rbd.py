@@ -142,7 +142,7 @@ class NewImage(_RbdImage):
         super().__init__(cluster, spec, held)
         self._pool = held.enter_context(cluster.pool(spec))
         self._partial = spec._replace(image=f"{spec.image}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
-        with explained(f"create {self.name}", TargetError):
+        with explained(f"create {self.name}", TargetError), _in_namespace(spec):
             rbd.RBD().create(self._pool, self._partial.image, size, old_format=False)
         self._closing = held.enter_context(contextlib.ExitStack())
         try:
@@ -278,6 +278,20 @@ def loses(spec: ImageSpec, size: int, settings: Settings) -> bool:
             return differs or not quick or bool(_data(image, size, str(spec), roughly=True))
 
 
+@contextlib.contextmanager
+def _in_namespace(spec: ImageSpec) -> Iterator[None]:
+    """Where something is missing to make an image, that is its namespace."""
+    import rbd
+
+    try:
+        yield
+    except rbd.ImageNotFound as exc:
+        raise TargetError(
+            f"there is no namespace {spec.namespace!r} in the pool {spec.pool!r}",
+            hint=f"rbd namespace create {spec.pool}/{spec.namespace}",
+        ) from exc
+
+
 def _exists(cluster: Cluster, spec: ImageSpec) -> bool:
     import rbd
 
@@ -292,6 +306,8 @@ def _exists(cluster: Cluster, spec: ImageSpec) -> bool:
 
 def _data(image: Any, size: int, name: str, *, roughly: bool = False) -> list[Extent]:
     """What may hold data; `roughly` by the object map alone, where there is one."""
+    if not size:  # asked about nothing at all, librbd 16.2.15 aborts the process
+        return []
     found = Gathered()
 
     def note(offset: int, length: int, exists: bool) -> None:

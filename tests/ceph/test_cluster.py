@@ -129,7 +129,7 @@ def test_no_binding(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "python3-rbd" in caught.value.hint
 
 
-def test_keys(tmp_path: Path) -> None:
+def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require("ceph")
     with running(tmp_path / "ceph", cephx=True) as ceph:
         ceph.create_image("web01", 8 * MIB)
@@ -141,6 +141,12 @@ def test_keys(tmp_path: Path) -> None:
         with (
             pytest.raises(SourceUnavailable, match="connect"),
             connected(Settings(conf=str(ceph.conf), client="nobody")),
+        ):
+            pass
+        monkeypatch.setenv("CEPH_ARGS", "--keyring /nonexistent")
+        with (
+            pytest.raises(SourceUnavailable, match=r"no keyring has a key for client\.backyfs"),
+            connected(Settings(conf=str(ceph.conf), client="backyfs")),
         ):
             pass
 

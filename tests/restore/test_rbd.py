@@ -59,6 +59,19 @@ def brought(
         return update(image, target, candidates(image, target), advance=advance)
 
 
+def test_an_image_of_nothing(ceph: Cluster) -> None:
+    for _ in range(2):
+        assert not overwrites("rbd:rbd/nothing", 0)
+        to("rbd:rbd/nothing", made(0, []))
+    assert brought("rbd:rbd/nothing", made(0, [])).compared == 0
+    assert content_of(ceph, "nothing") == b""
+
+
+def test_a_namespace_that_is_missing_is_named(ceph: Cluster) -> None:
+    with pytest.raises(TargetError, match="no namespace 'nowhere' in the pool 'rbd'"):
+        to("rbd:rbd/nowhere/x", made(MIB, [0]))
+
+
 def content_of(ceph: Cluster, name: str, snapshot: str | None = None) -> bytes:
     """All bytes of an image."""
     with ceph.image(name, snapshot) as image:
