@@ -16,7 +16,7 @@ from backyfs.cli.completing import complete_disk
 from backyfs.cli.session import Session
 from backyfs.errors import BackyfsError, Corrupt, UsageError
 from backyfs.model import Extent
-from backyfs.restore.place import opened, overwrites
+from backyfs.restore.place import check, opened, overwrites
 from backyfs.restore.target import Rewritable, Target
 from backyfs.restore.transfer import Report, damaged, restore
 from backyfs.store.contract import StoredImage
@@ -106,6 +106,7 @@ def command(
     ceph = _cluster_of(repository) if target.startswith("rbd:") else None
     replaces = (dry_run or not force) and target != "-" and overwrites(target, size, ceph=ceph)
     if dry_run:
+        check(target, size, store=repository.path, force=force)
         _preview(record, name, target, replaces, as_json)
         return 0
     if replaces and not force:

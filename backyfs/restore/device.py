@@ -46,14 +46,9 @@ class Device:
     def __init__(self, path: Path, size: int, *, keep: bool = False) -> None:
         self.name = str(path)
         self._size = size
-        self._fd = _open_exclusively(path)
+        self._fd = _open_exclusively(path, os.O_RDWR)
         try:
-            self.device_size = os.lseek(self._fd, 0, os.SEEK_END)
-            if self.device_size < size:
-                raise TargetError(
-                    f"{path} has {self.device_size} bytes, the image {size}",
-                    hint="restore to a larger device",
-                )
+            self.device_size = _size_for(self._fd, path, size)
             self._sector = _sector_bytes(self._fd)
             self._zeroing: list[Callable[[int, int], None]] = [self._punch, self._zero_out]
             if not keep:
@@ -130,9 +125,28 @@ class Device:
             os.close(self._fd)
 
 
-def _open_exclusively(path: Path) -> int:
+def check(path: Path, size: int) -> None:
+    """Raise what keeps the device from being a target for `size` bytes; it is only looked at."""
+    fd = _open_exclusively(path, os.O_RDONLY)
     try:
-        return os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        _size_for(fd, path, size)
+    finally:
+        os.close(fd)
+
+
+def _size_for(fd: int, path: Path, size: int) -> int:
+    """The device's own size, if an image of `size` bytes fits."""
+    found = os.lseek(fd, 0, os.SEEK_END)
+    if found < size:
+        raise TargetError(
+            f"{path} has {found} bytes, the image {size}", hint="restore to a larger device"
+        )
+    return found
+
+
+def _open_exclusively(path: Path, mode: int) -> int:
+    try:
+        return os.open(path, mode | os.O_EXCL | os.O_CLOEXEC)
     except OSError as exc:
         if exc.errno != errno.EBUSY:
             raise

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from backyfs import signals
 from backyfs.errors import TargetError, UsageError
+from backyfs.restore import device
 from backyfs.restore.device import Device, openers
 from backyfs.restore.regular import ExistingFile, KeptFile, NewFile
 from backyfs.restore.stream import Stream
@@ -99,7 +100,7 @@ def _stream(where: str) -> Stream | None:
     if where == "-":
         return Stream(_refuse_terminal(1), "stdout", owned=False)
     mode = _mode(where)
-    if mode is None or not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+    if mode is None or not _is_stream(mode):
         return None
     return Stream(_refuse_terminal(os.open(where, os.O_WRONLY | os.O_CLOEXEC)), where)
 
@@ -111,7 +112,32 @@ def _open_rbd(where: str, size: int, ceph: Settings | None, force: bool, keep: b
     return rbd.open_image(rbd.rbd_spec(where), size, ceph or Settings(), force=force, keep=keep)
 
 
+def check(where: str, size: int, *, store: Path, force: bool = False) -> None:
+    """Raise what `opened` would, of a file or a device, and change nothing: for a rehearsal."""
+    if where == "-" or where.startswith(_RBD) or _is_stream(_mode(where) or 0):
+        return
+    path, mode = _usable(where, store, force)
+    if mode is not None and stat.S_ISBLK(mode):
+        device.check(path, size)
+
+
+def _is_stream(mode: int) -> bool:
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
 def _open(where: str, size: int, store: Path, force: bool, keep: bool) -> Target:
+    path, mode = _usable(where, store, force)
+    if mode is None:
+        return NewFile(path, size)
+    if stat.S_ISBLK(mode):
+        return Device(path, size, keep=keep)
+    return KeptFile(path, size) if keep else ExistingFile(path, size)
+
+
+def _usable(where: str, store: Path, force: bool) -> tuple[Path, int | None]:
+    """The target behind links, and its mode (None: it is new). TargetError with all that forbids
+    it and can be seen without opening it.
+    """
     path = Path(os.path.realpath(where))
     if (inside := _repository_around(path, store)) is not None:
         raise TargetError(
@@ -121,15 +147,16 @@ def _open(where: str, size: int, store: Path, force: bool, keep: bool) -> Target
     if (mode is None or stat.S_ISREG(mode)) and _among_devices(path):
         raise TargetError(f"{where} is no device", hint="see the devices there are with: lsblk")
     if mode is None:
-        return _new(path, size)
-    if stat.S_ISREG(mode):
+        if not path.parent.is_dir():
+            raise TargetError(f"no directory {path.parent}", hint="make it, or restore elsewhere")
+    elif stat.S_ISREG(mode):
         _refuse_while_written(path)
-        return KeptFile(path, size) if keep else ExistingFile(path, size)
-    if stat.S_ISBLK(mode):
+    elif stat.S_ISBLK(mode):
         _refuse_while_open(path, force)
-        return Device(path, size, keep=keep)
-    kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a block device"
-    raise TargetError(f"{where} is {kind}", hint="name a file, a block device, or - for stdout")
+    else:
+        kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a block device"
+        raise TargetError(f"{where} is {kind}", hint="name a file, a block device, or - for stdout")
+    return path, mode
 
 
 def _repository_around(path: Path, store: Path) -> Path | None:
@@ -161,12 +188,6 @@ def _among_devices(path: Path) -> bool:
     with contextlib.suppress(OSError):
         return os.path.ismount("/dev") and path.parent.stat().st_dev == os.stat("/dev").st_dev
     return False
-
-
-def _new(path: Path, size: int) -> NewFile:
-    if not path.parent.is_dir():
-        raise TargetError(f"no directory {path.parent}", hint="make it, or restore elsewhere")
-    return NewFile(path, size)
 
 
 def _refuse_while_written(path: Path) -> None:

@@ -184,6 +184,7 @@ def test_targets_in_use(vm: Vm, tmp_path: Path) -> None:
         run("mount", device, tmp_path / "mnt")
         try:
             assert "is in use" in refused("-b", vm.directory, "restore", "--force", device, code=1)
+            assert "is in use" in refused("-b", vm.directory, "restore", "-n", device, code=1)
         finally:
             run("umount", tmp_path / "mnt")
 
@@ -202,6 +203,10 @@ def test_targets_that_are_none(vm: Vm, tmp_path: Path) -> None:
     assert "is a directory" in refused(*restore, "", code=1)
     assert "no directory" in refused(*restore, tmp_path / "a" / "b", code=1)
     assert "lies in the repository" in refused(*restore, vm.directory / "x.img", code=1)
+    rehearsal = (*restore, "-n")
+    assert "is a directory" in refused(*rehearsal, tmp_path, code=1)
+    assert "no directory" in refused(*rehearsal, tmp_path / "a" / "b", code=1)
+    assert "lies in the repository" in refused(*rehearsal, vm.directory / "x.img", code=1)
     with open(tmp_path / "open.img", "wb") as stream:
         stream.write(b"x")
         stream.flush()
