@@ -94,6 +94,7 @@ class Corrupt(BackyfsError):
 
     `vm`, `revision` and `disk` are names ("" = not known at this place), `offset` is the byte
     offset in the image of the first bad byte range, `length` its length (0 = the whole file).
+    `hint`: what to do, if that is not to verify the revision.
     """
 
     exit_code = 12
@@ -107,13 +108,14 @@ class Corrupt(BackyfsError):
         disk: str = "",
         offset: int = 0,
         length: int = 0,
+        hint: str = "",
     ) -> None:
         where = "/".join(part for part in (vm, revision, disk) if part)
         at = f" at byte {offset} (length {length})" if length else ""
         reason = reason.removeprefix("damaged: ")  # that of another such error, told at its place
         super().__init__(
             f"{where + ': ' if where else ''}damaged{at}: {reason}",
-            hint=f"run: backyfs verify -r {revision}" if revision else "",
+            hint=hint or (f"run: backyfs verify -r {revision}" if revision else ""),
         )
         self.reason = reason
         self.vm, self.revision, self.disk = vm, revision, disk

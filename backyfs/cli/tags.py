@@ -77,7 +77,7 @@ def _command(verb: _Verb) -> click.Command:
             names = _allowed(repository, names, force)
         records = selection.pick(repository, spec, as_json=as_json)
         if dry_run:
-            old = [set(repository.state(record).tags) for record in records]
+            old = [set(repository.known_state(record).tags) for record in records]
             found = [sorted(verb.preview(tags_now, set(names))) for tags_now in old]
         else:
             wanted = None if expect is None else _split([expect])

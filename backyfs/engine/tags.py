@@ -38,7 +38,8 @@ def set_tags(
 ) -> list[State]:
     """Give the revisions exactly these tags; returns their new states.
 
-    With `expect`, a revision whose tags are others by then is left alone: UsageError.
+    With `expect`, a revision whose tags are others by then is left alone: UsageError. So is one
+    whose state is damaged: Corrupt.
     """
     new = tuple(sorted(set(tags)))
     return _change(repository, records, lambda old: new, expect)

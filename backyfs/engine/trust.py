@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -18,7 +18,8 @@ def distrust(
 
     The next backup on top of a distrusted revision reads the whole source. `verify` of a
     distrusted revision that finds all bytes as recorded makes it verified again, unless the
-    distrust is `lasting`: then only `trust` does.
+    distrust is `lasting`: then only `trust` does. A damaged state is made anew, with the tags of
+    the backup; such a distrust is lasting.
     """
 
     def judged(state: State) -> State:
@@ -30,28 +31,28 @@ def distrust(
             lasting=lasting or state.lasting,
         )
 
-    return _judge(repository, records, judged)
+    return [repository.update_state(record.id, judged, anew=True) for record in records]
 
 
 def trust(repository: Repository, records: Sequence[Record]) -> list[State]:
-    """Take back a distrust, also a lasting one: an operator knows better. Returns the states."""
+    """Take back a distrust, also a lasting one: an operator knows better. Returns the states.
+
+    Corrupt where the state is damaged: `distrust` comes first.
+    """
 
     def judged(state: State) -> State:
         if state.trust is not Trust.DISTRUSTED:
             return state
         return replace(state, trust=Trust.TRUSTED, why="", lasting=False)
 
-    return _judge(repository, records, judged)
-
-
-def _judge(
-    repository: Repository, records: Sequence[Record], judged: Callable[[State], State]
-) -> list[State]:
     return [repository.update_state(record.id, judged) for record in records]
 
 
 def verified(repository: Repository, record: Record, at: datetime) -> State:
-    """Mark a revision as read and found as recorded at time `at`; a lasting distrust stays."""
+    """Mark a revision as read and found as recorded at time `at`; a lasting distrust stays.
+
+    Corrupt where the state is damaged.
+    """
 
     def judged(state: State) -> State:
         if state.lasting:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from backyfs.errors import BackyfsError, Corrupt, NoRevision, Unsupported
-from backyfs.model import is_name, is_revision_id
+from backyfs.model import Trust, is_name, is_revision_id
 from backyfs.store import lock
 from backyfs.store.fs import Fs, is_medium_error, publish
 from backyfs.store.layout import RECORD_SUFFIX, Layout, owner
@@ -108,11 +108,24 @@ class Ledger:
         return record
 
     def state(self, record: Record) -> State:
-        """Tags and trust as they are now; the record's own where the state is damaged."""
+        """Tags and trust as they are now.
+
+        Where the state is damaged, the record's own tags and a lasting distrust: the revision may
+        have been distrusted, and no look at stored bytes would tell.
+        """
+        try:
+            return self.known_state(record)
+        except Corrupt as exc:
+            own = State.of(record)
+            return State(own.tags, Trust.DISTRUSTED, why=exc.reason, lasting=True)
+
+    def known_state(self, record: Record) -> State:
+        """As `state`; Corrupt where the state is damaged."""
         try:
             return self._read_state(record.id) or State.of(record)
-        except Corrupt:
-            return State.of(record)
+        except Corrupt as exc:
+            way_out = f"backyfs distrust -r {record.id} (and then perhaps distrust --lift)"
+            raise Corrupt(exc.reason, vm=self.name, hint=f"run: {way_out}") from exc
 
     def state_problem(self, revision: str) -> str:
         """What is wrong with a revision's state file, or "": then what protects it is unknown."""
@@ -133,15 +146,21 @@ class Ledger:
                 raise
             raise Corrupt(f"{what} cannot be read: {exc.strerror}") from exc
 
-    def update_state(self, revision: str, change: Callable[[State], State]) -> State:
-        """Replace a revision's state by `change(state)`, atomically; waits for no writer."""
+    def update_state(
+        self, revision: str, change: Callable[[State], State], *, anew: bool = False
+    ) -> State:
+        """Replace a revision's state by `change(state)`, atomically; waits for no writer.
+
+        Corrupt where the state is damaged, unless it may be made `anew`: from what `state` says.
+        """
         with lock.meta(self._layout.meta_lock):
             if not self._layout.record(revision).exists():
                 raise NoRevision(f"{self.name}: no revision {revision}")
             record = self.record(revision)
-            old = self.state(record)
+            damaged = anew and self.state_problem(revision)
+            old = self.state(record) if damaged else self.known_state(record)
             new = change(old)
-            if new != old:
+            if new != old or damaged:
                 publish(self._layout.state(revision), new.encode(), self._fs)
             return new
 

@@ -175,16 +175,25 @@ class Repository:
         return self.ledger.record(revision)
 
     def state(self, record: Record) -> State:
-        """Tags and trust as they are now; the record's own where the state is damaged."""
+        """Tags and trust as they are now; where the state is damaged, a lasting distrust."""
         return self.ledger.state(record)
+
+    def known_state(self, record: Record) -> State:
+        """As `state`; Corrupt where the state is damaged."""
+        return self.ledger.known_state(record)
 
     def state_problem(self, revision: str) -> str:
         """What is wrong with a revision's state file, or ""."""
         return self.ledger.state_problem(revision)
 
-    def update_state(self, revision: str, change: Callable[[State], State]) -> State:
-        """Replace a revision's state by `change(state)`, atomically; waits for no writer."""
-        return self.ledger.update_state(revision, change)
+    def update_state(
+        self, revision: str, change: Callable[[State], State], *, anew: bool = False
+    ) -> State:
+        """Replace a revision's state by `change(state)`, atomically; waits for no writer.
+
+        Corrupt where the state is damaged, unless it may be made `anew`.
+        """
+        return self.ledger.update_state(revision, change, anew=anew)
 
     # Reading
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -316,6 +317,31 @@ def test_tags(vm: Vm) -> None:
     backyfs(*tags, "set", "-n", "-r", "0", "daily")
     backyfs(*tags, "set", "-f", "-r", "0", "hourly", "--expect", "manual:keep this")
     assert on(vm, "status", "--json").json["revisions"][-1]["tags"] == ["hourly"]
+
+
+def test_a_damaged_state(vm: Vm) -> None:
+    first = vm.ids[0]
+    on(vm, "distrust", "-r", first)
+    os.truncate(vm.directory / "revisions" / f"{first}.state", 100)
+    on(vm, "verify", "-r", first, code=12)
+    for command in (["tags", "add", "-r", first, "manual:zz"], ["distrust", "--lift", "-r", first]):
+        for more in ([], ["-n"]):
+            result = on(vm, *command, *more, code=12)
+            assert result.err.splitlines() == [
+                f"backyfs: web01: damaged: the state of revision {first} is not JSON",
+                f"  run: backyfs distrust -r {first} (and then perhaps distrust --lift)",
+            ]
+    shown = on(vm, "status", "--json").json["revisions"][0]
+    assert (shown["trust"], bool(shown["damage"])) == ("distrusted", True)
+    on(vm, "distrust", "-n", "-r", first)
+    assert on(vm, "distrust", "-r", first).err == (
+        f"backyfs: warning: {first}: its state was damaged; its tags are those of its backup"
+        " again: daily, weekly\n"
+    )
+    assert on(vm, "distrust", "--lift", "-r", first).err == ""
+    on(vm, "tags", "add", "-r", first, "manual:zz")
+    assert on(vm, "status", "--json").json["revisions"][0]["trust"] == "trusted"
+    on(vm, "verify")
 
 
 def test_manual_tags_protect(vm: Vm) -> None:

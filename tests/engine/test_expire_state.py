@@ -1,16 +1,26 @@
-"""A state file that cannot be read may hold a tag that protects: nothing is decided without it."""
+"""A state file that cannot be read may hold a tag that protects, or a distrust: nothing is decided
+without it."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from backyfs.config.schedule import DAILY
 from backyfs.engine.expire import expire
-from backyfs.model import Consistency
-from backyfs.store.record import Draft
+from backyfs.engine.tags import add_tags, remove_tags, set_tags
+from backyfs.engine.trust import distrust, trust, verified
+from backyfs.engine.verification import verify
+from backyfs.errors import Corrupt
+from backyfs.model import Consistency, Trust
+from backyfs.store.record import Draft, Record
 from backyfs.store.repository import Repository
+from tests.engine.test_verification import history
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
@@ -35,3 +45,57 @@ def test_a_damaged_state_protects(tmp_path: Path) -> None:
     assert protected not in result.removed
     assert repository.record(protected).id == protected
     assert protected in repository.damage()
+
+
+async def distrusted_and_damaged(repository: Repository) -> Record:
+    """A revision that was distrusted before its state file was cut off."""
+    (record,) = await history(repository, "abcd")
+    distrust(repository, [record], "the host had bad memory")
+    os.truncate(repository.layout.state(record.id), 100)
+    return record
+
+
+async def test_a_damaged_state_is_a_distrust(packs: Repository) -> None:
+    record = await distrusted_and_damaged(packs)
+    state = packs.state(record)
+    assert (state.trust, state.lasting, state.verified_at) == (Trust.DISTRUSTED, True, None)
+    assert state.tags == record.tags
+    with pytest.raises(Corrupt, match="the state of revision"):
+        packs.known_state(record)
+
+
+@pytest.mark.parametrize("change", [set_tags, add_tags, remove_tags])
+async def test_tags_of_a_damaged_state_are_refused(
+    packs: Repository, change: Callable[..., object]
+) -> None:
+    record = await distrusted_and_damaged(packs)
+    before = packs.layout.state(record.id).read_bytes()
+    with pytest.raises(Corrupt, match=f"the state of revision {record.id}") as refusal:
+        change(packs, [record], ["manual:zz"])
+    assert f"backyfs distrust -r {record.id}" in refusal.value.hint
+    assert packs.layout.state(record.id).read_bytes() == before
+
+
+async def test_only_a_distrust_leads_out_of_a_damaged_state(packs: Repository) -> None:
+    record = await distrusted_and_damaged(packs)
+    with pytest.raises(Corrupt):
+        trust(packs, [record])
+    with pytest.raises(Corrupt):
+        verified(packs, record, NOW)
+    assert packs.state_problem(record.id)
+    (state,) = distrust(packs, [record], packs.state(record).why)
+    assert state.lasting, "for what the lost state was, reading stored bytes cannot tell"
+    assert packs.known_state(record) == state
+    assert packs.damage() == {}
+    await verify(packs, [record])
+    assert packs.known_state(record).trust is Trust.DISTRUSTED
+    assert trust(packs, [record])[0].trust is Trust.TRUSTED
+    assert add_tags(packs, [record], ["x"])[0].tags == ("x",)
+
+
+async def test_verification_does_not_touch_a_damaged_state(packs: Repository) -> None:
+    record = await distrusted_and_damaged(packs)
+    before = packs.layout.state(record.id).read_bytes()
+    (verdict,) = await verify(packs, [record])
+    assert [item.reason for item in verdict.damage] == [packs.state_problem(record.id)]
+    assert packs.layout.state(record.id).read_bytes() == before

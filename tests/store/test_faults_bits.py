@@ -267,8 +267,11 @@ def test_a_damaged_state_is_no_loss(history: History) -> None:
     path = repository.layout.state(revision_id(2))
     ruin(path, "cut")
     record = repository.record(revision_id(2))
-    assert repository.state(record) == State.of(record)
-    assert repository.update_state(revision_id(2), lambda _: state) == state
+    assert repository.state(record).tags == record.tags
+    assert repository.state(record).trust is Trust.DISTRUSTED
+    with pytest.raises(Corrupt):
+        repository.update_state(revision_id(2), lambda _: state)
+    assert repository.update_state(revision_id(2), lambda _: state, anew=True) == state
     assert history.open().state(record) == state
 
 
