@@ -16,7 +16,7 @@ from typing import Any
 from backyfs.config.schedule import Schedule
 from backyfs.engine.retention import Candidate, Decision, decide
 from backyfs.engine.scrub_position import position
-from backyfs.errors import BackyfsError
+from backyfs.errors import BackyfsError, Corrupt
 from backyfs.model import Consistency, Trust
 from backyfs.source.quiescing import note
 from backyfs.store import lock
@@ -164,9 +164,7 @@ def _examine(health: JobHealth, repository: Repository, now: datetime, held: loc
         health.running = at_work[1] if at_work else None
     health.bad_frames = len(repository.quarantine.bad())
     damaged = set(repository.damage()) if health.bad_frames else _incomplete(records, there)
-    seen = [
-        _Seen(record, _state(repository, record, there), record.id in damaged) for record in records
-    ]
+    seen = [_see(repository, record, there, record.id in damaged) for record in records]
     for one in seen:
         health.by_trust[one.state.trust] += 1
     _judge_guest(health, note.place(repository.path), held)
@@ -187,10 +185,14 @@ def _time(text: str) -> datetime | None:
         return None
 
 
-def _state(repository: Repository, record: Record, there: Collection[str]) -> State:
+def _see(repository: Repository, record: Record, there: Collection[str], damaged: bool) -> _Seen:
     """Most revisions have no state of their own: nothing is opened for those."""
-    name = repository.layout.state(record.id).name
-    return repository.state(record) if name in there else State.of(record)
+    if repository.layout.state(record.id).name not in there:
+        return _Seen(record, State.of(record), damaged)
+    try:
+        return _Seen(record, repository.known_state(record), damaged)
+    except Corrupt:
+        return _Seen(record, repository.state(record), damaged=True)
 
 
 def _incomplete(records: Sequence[Record], there: Collection[str]) -> set[str]:

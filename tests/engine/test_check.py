@@ -146,6 +146,16 @@ def test_quarantine_and_files_that_are_gone(base: Base) -> None:
     assert base.check().jobs[0].good == repository.revisions()[0]
 
 
+def test_a_state_that_cannot_be_read(base: Base) -> None:
+    repository = base.job("web01", 30 * HOUR, 1 * HOUR)
+    newest = repository.revisions()[-1]
+    repository.update_state(newest.id, lambda state: replace(state, trust=Trust.VERIFIED))
+    assert base.kinds() == []
+    os.truncate(repository.layout.state(newest.id), 100)
+    assert base.kinds() == [("WARNING", "distrusted"), ("WARNING", "damaged")]
+    assert base.check().jobs[0].good == repository.revisions()[0]
+
+
 def test_an_unreadable_record(base: Base) -> None:
     repository = base.job("web01", 30 * HOUR, 1 * HOUR)
     path = repository.layout.record(repository.revisions()[0].id)
