@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from backyfs.store import space
 from tests.parts import require
 
 MIB = 1024 * 1024
@@ -57,6 +59,36 @@ def mounted(kind: str, directory: Path, size: int) -> Iterator[Path]:
     finally:
         image.unlink()
         mountpoint.rmdir()
+
+
+@contextlib.contextmanager
+def filled(directory: Path, leave: int) -> Iterator[None]:
+    """A file takes all space but about `leave` bytes, while entered."""
+    filler = directory / "filler"
+    fd = os.open(filler, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    step = 8 * MIB
+    try:
+        while (much := space.free_bytes(directory) - leave) > 0 and step >= 4096:
+            try:
+                os.posix_fallocate(fd, os.fstat(fd).st_size, max(4096, min(much, step)))
+                os.fsync(fd)
+            except OSError:
+                step //= 2
+        yield
+    finally:
+        os.close(fd)
+        filler.unlink()
+        os.sync()
+
+
+@contextlib.contextmanager
+def read_only(mountpoint: Path) -> Iterator[None]:
+    """The file system takes no writes, while entered."""
+    run("mount", "-o", "remount,ro", mountpoint)
+    try:
+        yield
+    finally:
+        run("mount", "-o", "remount,rw", mountpoint)
 
 
 def spoil_medium(medium: Path, block: bytes) -> int:

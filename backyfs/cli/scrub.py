@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from backyfs.cli import options, output
 from backyfs.cli.session import Session
 from backyfs.errors import Corrupt
+
+if TYPE_CHECKING:
+    from backyfs.engine.scrub import Scrubbed
 
 
 @click.command()
@@ -24,7 +29,8 @@ def command(session: Session, budget_s: float | None, progress: bool | None, as_
     """Read every stored byte once, oldest first, over as many runs as it takes.
 
     Meant for the scheduler: a few minutes each night. Damage is remembered as by `verify`. Exits
-    12 while any revision is known to be damaged.
+    12 while any revision is known to be damaged. A store that is full or read-only is read all the
+    same; a warning says that nothing is recorded, so the next run begins where this one did.
     """
     from backyfs.cli.running import run
     from backyfs.cli.showing import showing
@@ -44,9 +50,17 @@ def command(session: Session, budget_s: float | None, progress: bool | None, as_
             }
         )
     elif not session.quiet:
-        rest = "all is read" if result.complete else "the next run goes on here"
         output.line(
-            f"checked {output.size(result.checked_bytes)}, {result.bad_frames} bad frames; {rest}"
+            f"checked {output.size(result.checked_bytes)}, {result.bad_frames} bad frames;"
+            f" {_rest(result)}"
         )
+    if result.unrecorded:
+        output.warn(f"what the scrub did is not recorded: {result.unrecorded}", as_json=as_json)
     if result.damage:
         raise Corrupt(f"{len(result.damage)} revisions (see: backyfs status)", vm=repository.name)
+
+
+def _rest(result: Scrubbed) -> str:
+    if result.complete:
+        return "all is read"
+    return "the next run goes on here" if not result.unrecorded else "not all is read"

@@ -31,7 +31,9 @@ def command(session: Session, spec: str, quick: bool, progress: bool | None, as_
     A sound revision becomes `verified`, unless it is distrusted because its source had other bytes:
     what is stored cannot tell. Damage is listed and remembered: `status` shows the
     damaged revisions, the next backup tries to heal them from the source. Nothing is removed.
-    Exits 12 when anything is damaged. Frames that several revisions share are read once.
+    Exits 12 when anything is damaged. Frames that several revisions share are read once. Where the
+    store is full or read-only, the results are shown all the same, and a warning says that they
+    are not recorded.
     """
     from backyfs.cli.running import run
     from backyfs.cli.showing import showing
@@ -51,7 +53,15 @@ def command(session: Session, spec: str, quick: bool, progress: bool | None, as_
         _warn_if_doubtful(repository, verdict, as_json)
     for revision, error in unreadable.items():
         _print(revision, "unreadable", [Damage("", None, error.message)], as_json)
+    _warn_if_unrecorded(verdicts, as_json)
     _fail_if_damaged(repository, verdicts, unreadable)
+
+
+def _warn_if_unrecorded(verdicts: Sequence[Verdict], as_json: bool) -> None:
+    reasons = [verdict.unrecorded for verdict in verdicts if verdict.unrecorded]
+    if reasons:
+        count = f"{len(reasons)} of {len(verdicts)} results are"
+        output.warn(f"{count} not recorded: {reasons[0]}", as_json=as_json)
 
 
 def _fail_if_damaged(

@@ -3,12 +3,14 @@
 Where it was is kept (scrub_position.py), so that a run goes on where the last one
 stopped, for whatever reason. Bad frames go into quarantine; nothing else is changed, and no writer
 is waited for. Revisions that come or go between runs do no harm: what a later revision shares
-with one that has been read is not read again in the same pass.
+with one that has been read is not read again in the same pass. A store that is full or read-only
+is read as well, but each run begins where the one before did.
 """
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -23,9 +25,18 @@ from backyfs.engine.pipeline import run_jobs
 from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
 from backyfs.engine.scrub_position import Position, position, save
-from backyfs.engine.verification import Checked, check_jobs
+from backyfs.engine.verification import (
+    Checked,
+    Findings,
+    check_jobs,
+    damage_at,
+    inherited,
+    is_new,
+)
+from backyfs.errors import NoSpace
 from backyfs.model import Extent
 from backyfs.store.format import Damage
+from backyfs.store.fs import why_unwritten
 from backyfs.store.repository import Repository
 
 SAVE_EVERY = 128
@@ -34,13 +45,17 @@ SAVE_EVERY = 128
 
 @dataclass(frozen=True, slots=True)
 class Scrubbed:
-    """What one run did. `complete`: it reached the end of the pass; `damage`: by revision."""
+    """What one run did. `complete`: it reached the end of the pass; `damage`: by revision.
+
+    `unrecorded`: why the store does not know of all this, or "".
+    """
 
     checked_bytes: int
     bad_frames: int
     complete: bool
     position: Position
     damage: dict[str, list[Damage]]
+    unrecorded: str = ""
 
 
 async def scrub(
@@ -59,8 +74,19 @@ async def scrub(
         run.bad_frames,
         run.complete,
         run.position,
-        await trio.to_thread.run_sync(repository.damage),
+        await trio.to_thread.run_sync(_damage, repository, run.found),
+        run.unsaved or repository.quarantine.refused,
     )
+
+
+def _damage(repository: Repository, found: Findings) -> dict[str, list[Damage]]:
+    """What the repository knows, and what was found that could not be recorded."""
+    damage = repository.damage()
+    for record in repository.revisions() if repository.quarantine.refused else ():
+        known = damage.get(record.id, [])
+        if new := [item for item in found[record.id] if is_new(item, known)]:
+            damage[record.id] = known + new
+    return damage
 
 
 class _Run:
@@ -75,17 +101,32 @@ class _Run:
         self.position = start if start.seq >= 0 else replace(start, started=now())
         self.checked_bytes = self.bad_frames = 0
         self.complete = False
+        self.found: Findings = defaultdict(list)
+        self.unsaved = ""
+        self._bad: defaultdict[str, set[int]] = defaultdict(set)  # by disk, of the latest revision
 
     async def go(self, deadline: float | None) -> None:
         """Read shares until the pass or the time is over."""
         self._progress.start(Phase.SCRUB, await trio.to_thread.run_sync(self._ahead))
         with closing(shares(self._repository, self._repository.revisions())) as row:
             while share := await trio.to_thread.run_sync(next, row, None):
-                if not await self._share(share, deadline):
+                bad = await trio.to_thread.run_sync(inherited, share, self._bad[share.disk])
+                in_time = await self._share(share, deadline, bad)
+                self._bad[share.disk] = bad
+                self.found[share.record.id] += damage_at(share, bad)
+                if not in_time:
                     return
         self.complete = True
         self.position = Position(finished=self._now())
-        await trio.to_thread.run_sync(save, self._repository, self.position)
+        await trio.to_thread.run_sync(self._save)
+
+    def _save(self) -> None:
+        """Remember the position; where that cannot be done, only why."""
+        try:
+            save(self._repository, self.position)
+            self.unsaved = ""
+        except (OSError, NoSpace) as exc:
+            self.unsaved = why_unwritten(exc)
 
     def _ahead(self) -> int:
         row = shares(self._repository, self._repository.revisions())
@@ -107,26 +148,28 @@ class _Run:
                 start = max(extent.offset, done)
                 yield Extent(start, extent.end - start)
 
-    async def _share(self, share: Share, deadline: float | None) -> bool:
-        """Read what is left of a share; whether there was time for all of it."""
+    async def _share(self, share: Share, deadline: float | None, bad: set[int]) -> bool:
+        """Read what is left of a share, add to its `bad` frames; whether there was time for all."""
+
+        def took(checked: Checked) -> None:
+            self.checked_bytes += checked.length
+            self.bad_frames += len(checked.bad)
+            bad.update(checked.bad)
+            self._progress.advance(checked.length)
+
         ahead = in_batches(self._left(share))
         while batches := list(islice(ahead, SAVE_EVERY)):
             read: list[Batch] = []
-            await run_jobs(check_jobs(share, _until(batches, deadline, read)), self._took)
+            await run_jobs(check_jobs(share, _until(batches, deadline, read)), took)
             if read:
                 offset = read[-1][-1].end
                 self.position = replace(
                     self.position, seq=share.record.seq, disk=share.disk, offset=offset
                 )
-                await trio.to_thread.run_sync(save, self._repository, self.position)
+                await trio.to_thread.run_sync(self._save)
             if len(read) < len(batches):
                 return False
         return True
-
-    def _took(self, checked: Checked) -> None:
-        self.checked_bytes += checked.length
-        self.bad_frames += len(checked.bad)
-        self._progress.advance(checked.length)
 
 
 Batch = tuple[Extent, ...]

@@ -26,23 +26,28 @@ from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
 from backyfs.engine.readback import bad_frames, frames
 from backyfs.engine.trust import verified
-from backyfs.errors import BackyfsError, Corrupt, NoRevision
+from backyfs.errors import BackyfsError, Corrupt, NoRevision, NoSpace
 from backyfs.extents import merged
 from backyfs.model import FRAME, Extent
 from backyfs.store.contract import StoredImage
 from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest, node
 from backyfs.store.format import Damage
+from backyfs.store.fs import why_unwritten
 from backyfs.store.record import Record
 from backyfs.store.repository import Repository
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is known of a revision after verification. `removed`: it went away meanwhile."""
+    """What is known of a revision after verification.
+
+    `removed`: it went away meanwhile. `unrecorded`: why the store does not know of it, or "".
+    """
 
     record: Record
     damage: list[Damage] = field(default_factory=list)
     removed: bool = False
+    unrecorded: str = ""
 
     @property
     def sound(self) -> bool:
@@ -62,7 +67,8 @@ async def verify(
 
     Sound revisions become trusted as verified, but for a lasting distrust. `quick` looks at the
     structure of the files and at known damage only, and changes nothing. Can be cancelled; what
-    was found stays recorded.
+    was found stays recorded. A store that is full or read-only is read as well; its verdicts say
+    that they are not recorded.
     """
     found: Findings = defaultdict(list)
     if not quick:
@@ -88,7 +94,7 @@ async def _read(
     bad: defaultdict[str, set[int]] = defaultdict(set)  # by disk, of the latest revision
     with closing(shares(repository, records)) as row:
         while share := await trio.to_thread.run_sync(next, row, None):
-            here = await trio.to_thread.run_sync(_inherited, share, bad[share.disk])
+            here = await trio.to_thread.run_sync(inherited, share, bad[share.disk])
 
             def took(checked: Checked, here: set[int] = here) -> None:
                 here.update(checked.bad)
@@ -96,7 +102,7 @@ async def _read(
 
             await run_jobs(check_jobs(share, in_batches(share.extents)), took)
             bad[share.disk] = here
-            found[share.record.id] += _damage(share, here)
+            found[share.record.id] += damage_at(share, here)
             found[share.record.id] += await trio.to_thread.run_sync(wrong_hashes, share)
 
 
@@ -120,10 +126,10 @@ def check_jobs(share: Share, batches: Iterable[tuple[Extent, ...]]) -> Iterator[
     return (partial(check, batch) for batch in batches)
 
 
-def _inherited(share: Share, bad: set[int]) -> set[int]:
+def inherited(share: Share, bad: set[int]) -> set[int]:
     """Those bad frames of the disk before that this disk shares.
 
-    The quarantine would say it, too, but on a read-only medium there may be none.
+    The quarantine would say it, too, but on a read-only or full medium there may be none.
     """
     if share.before is None:
         return set()
@@ -144,7 +150,8 @@ def _is_hole(image: StoredImage, number: int) -> bool:
         return False
 
 
-def _damage(share: Share, bad: set[int]) -> list[Damage]:
+def damage_at(share: Share, bad: set[int]) -> list[Damage]:
+    """The damage that these bad frames of a disk are."""
     size = share.image.size
     extents = (Extent(n * FRAME, min(FRAME, size - n * FRAME)) for n in bad)
     return [Damage(share.disk, extent, "fails its checksum") for extent in merged(extents)]
@@ -205,17 +212,28 @@ def _judge(
     """The verdict; `at` is the time to enter in the state of a sound revision, if any."""
     try:
         repository.record(record.id)
-        damage = found + [item for item in repository.damage_of(record) if _is_new(item, found)]
-        if not damage and at is not None:
-            verified(repository, record, at)
+        damage = found + [item for item in repository.damage_of(record) if is_new(item, found)]
+        if damage or at is None:
+            return Verdict(
+                record, damage, unrecorded=repository.quarantine.refused if found else ""
+            )
+        return Verdict(record, unrecorded=_unrecorded(repository, record, at))
     except NoRevision:
         return Verdict(record, removed=True)
     except Corrupt as exc:
         return Verdict(record, [Damage("", None, exc.reason)])
-    return Verdict(record, damage)
 
 
-def _is_new(item: Damage, found: list[Damage]) -> bool:
+def _unrecorded(repository: Repository, record: Record, at: datetime) -> str:
+    """Enter in the state of a revision that it is sound; why that could not be done, or ""."""
+    try:
+        verified(repository, record, at)
+    except (OSError, NoSpace) as exc:
+        return why_unwritten(exc)
+    return ""
+
+
+def is_new(item: Damage, found: list[Damage]) -> bool:
     """Whether `item` says more than what was found already."""
     return item.extent is None or not any(
         known.disk == item.disk

@@ -165,6 +165,12 @@ def is_medium_error(exc: OSError) -> bool:
     return exc.errno in MEDIUM_ERRORS
 
 
+def why_unwritten(exc: OSError | NoSpace) -> str:
+    """The system's words for why something could not be written."""
+    cause = exc.__cause__ if isinstance(exc, NoSpace) else exc
+    return (isinstance(cause, OSError) and cause.strerror) or str(exc)
+
+
 SYSTEM = Fs()
 """The real operating system."""
 

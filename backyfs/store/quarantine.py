@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from backyfs.errors import Corrupt
-from backyfs.store.fs import SYSTEM, Fs, publish_new
+from backyfs.errors import Corrupt, NoSpace
+from backyfs.store.fs import SYSTEM, Fs, publish_new, why_unwritten
 from backyfs.store.record import sealed, timestamp, unsealed
 
 WHOLE = -1
@@ -40,10 +40,14 @@ class Finding(NamedTuple):
 
 
 class Quarantine:
-    """The quarantine directory of a repository. Stateless; safe from many threads."""
+    """The quarantine directory of a repository. Safe from many threads.
+
+    `refused`: why a damaged frame could not be recorded, the last time that happened, or "".
+    """
 
     def __init__(self, directory: Path, fs: Fs = SYSTEM) -> None:
         self._directory, self._fs = directory, fs
+        self.refused = ""
 
     def _path(self, bad: Bad) -> Path:
         number = "all" if bad.number == WHOLE else str(bad.number)
@@ -53,6 +57,8 @@ class Quarantine:
         self, bad: Bad, reason: str, *, revision: str = "", disk: str = "", offset: int = 0
     ) -> bool:
         """Record a damaged frame; whether it was new. OSError where the store is read-only."""
+        if self._path(bad).exists():  # also where nothing can be written any more
+            return False
         value = {
             "unit": bad.unit,
             "number": bad.number,
@@ -62,8 +68,12 @@ class Quarantine:
             "offset": offset,
             "found": timestamp(datetime.now(UTC)),
         }
-        self._fs.mkdir(self._directory)
-        return publish_new(self._path(bad), sealed(value), self._fs)
+        try:
+            self._fs.mkdir(self._directory)
+            return publish_new(self._path(bad), sealed(value), self._fs)
+        except (OSError, NoSpace) as exc:
+            self.refused = why_unwritten(exc)
+            raise
 
     def clear(self, bad: Bad) -> None:
         """Remove a record: the frame reads well again, or nothing refers to it any more."""

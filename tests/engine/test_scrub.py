@@ -13,9 +13,11 @@ from backyfs.engine.scrub import scrub
 from backyfs.engine.scrub_position import STATE_NAME, Position, position
 from backyfs.model import FRAME
 from backyfs.store.repository import Repository
+from tests.conftest import SmallFs
 from tests.engine.checks import damage_frame, flip
 from tests.engine.memory import MemorySource, disk
 from tests.engine.test_verification import history
+from tests.filesystems import MIB, read_only
 
 
 async def test_a_pass_reads_each_stored_frame_once(packs: Repository) -> None:
@@ -104,3 +106,28 @@ async def test_what_a_killed_scrub_left_is_removed(packs: Repository) -> None:
     (packs.path / f"{STATE_NAME}.0a1b2c3d.tmp").write_text("half")
     await scrub(packs)
     assert [path.name for path in packs.path.glob("scrub*")] == [STATE_NAME]
+
+
+async def test_a_read_only_store_is_read_from_the_same_place_each_time(
+    small_fs: SmallFs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mountpoint = small_fs("xfs", 300 * MIB)
+    repository = Repository.create(mountpoint / "vm", "packs")
+    records = await history(repository, "abcdefgh" * 20, "abcdefgh" * 19 + "abcdefgX")
+    damage_frame(repository, records[0], 2)
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))
+    with read_only(mountpoint):
+        for _ in range(2):
+            found = await scrub(repository, 2)
+            assert (found.complete, found.unrecorded) == (False, "Read-only file system")
+            assert (found.bad_frames, [*found.damage]) == (1, [records[0].id])
+            assert position(repository) == Position()
+        found = await scrub(repository)
+        assert (found.complete, found.unrecorded) == (True, "Read-only file system")
+        assert [*found.damage] == [record.id for record in records]
+    assert repository.quarantine.bad() == set()
+    found = await scrub(Repository.open(repository.path))
+    assert (found.bad_frames, found.unrecorded) == (1, "")
+    assert len(repository.quarantine.bad()) == 1
+    assert position(repository).finished

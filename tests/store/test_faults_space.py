@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from backyfs.errors import NoSpace
 from backyfs.store import space
 from backyfs.store.repository import Repository
 from tests.conftest import SmallFs
-from tests.filesystems import MIB, MINIMUM
+from tests.filesystems import MIB, MINIMUM, filled
 from tests.store import faults
 from tests.store.faults import History
 
@@ -29,26 +27,6 @@ def small(request: pytest.FixtureRequest, small_fs: SmallFs) -> Path:
 
 def noise(seed: int, mib: float) -> bytes:
     return random.Random(seed).randbytes(int(mib * MIB))
-
-
-@contextlib.contextmanager
-def filled(directory: Path, leave: int) -> Iterator[None]:
-    """A file takes all space but about `leave` bytes, while entered."""
-    filler = directory / "filler"
-    fd = os.open(filler, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    step = 8 * MIB
-    try:
-        while (much := space.free_bytes(directory) - leave) > 0 and step >= 4096:
-            try:
-                os.posix_fallocate(fd, os.fstat(fd).st_size, max(4096, min(much, step)))
-                os.fsync(fd)
-            except OSError:
-                step //= 2
-        yield
-    finally:
-        os.close(fd)
-        filler.unlink()
-        os.sync()
 
 
 def test_a_backup_on_a_file_system_that_fills_up(small: Path) -> None:
