@@ -58,6 +58,7 @@ class _Daemon:
         memories = state.read_memories(settings.base_dir)
         self._scheduler = Scheduler(site, self._world, memories)
         self._remembered: object = None
+        self._reloading = trio.Lock()
 
     async def run(self) -> None:
         """Everything; returns when a signal came and what ran has ended."""
@@ -78,11 +79,12 @@ class _Daemon:
     ) -> None:
         with trio.open_signal_receiver(*_STOP, signal.SIGHUP) as signals:
             task_status.started()
-            async for number in signals:
-                if number == signal.SIGHUP:
-                    await self.reload()
-                else:
-                    self._stop(number)
+            async with trio.open_nursery() as nursery:
+                async for number in signals:
+                    if number == signal.SIGHUP:  # which may take long: see to the next signal
+                        nursery.start_soon(self.reload)
+                    else:
+                        self._stop(number)
 
     def _stop(self, number: int) -> None:
         running = sum(1 for job in self._scheduler.jobs.values() if job.running)
@@ -97,10 +99,15 @@ class _Daemon:
         self._scheduler.stop()
 
     async def reload(self) -> str:
-        """Read the configuration again; returns, and logs, what came of it."""
+        """Read the configuration again; returns, and logs, what came of it. One at a time."""
+        async with self._reloading:
+            return await self._reload()
+
+    async def _reload(self) -> str:
         notify.reloading()
         try:
-            site = await trio.to_thread.run_sync(self._load)
+            # A file system that hangs keeps nobody from ending us.
+            site = await trio.to_thread.run_sync(self._load, abandon_on_cancel=True)
         except BackyfsError as exc:
             log.error("configuration not reloaded, the old one stays", {"reason": exc.message})
             return f"Not reloaded, the old configuration stays.\n{exc.message}"

@@ -238,6 +238,20 @@ def test_it_tells_systemd(site: Site, tmp_path: Path) -> None:
             assert process.wait(30) == 0
 
 
+def test_it_ends_while_a_reload_hangs(site: Site) -> None:
+    site.add("web01")
+    site.write("2s")
+    with site.scheduler() as process:
+        eventually(lambda: site.count("web01"))
+        site.config.unlink()
+        os.mkfifo(site.config)  # as a file on a server that does not answer
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+    assert "configuration reloaded" not in site.log.read_text()
+
+
 @pytest.mark.timeout(1800 if FULL else 300)
 def test_a_real_run(tmp_path: Path) -> None:
     """Every few seconds a backup of each VM; meanwhile all that happens to a server.
