@@ -72,19 +72,18 @@ def usage_of(
     records = _before(repository.revisions(), readings, since, until)
     levels = [*_levels(records), *(_Level(r.time, r.stored, r.logical) for r in readings)]
     held = levels[-1] if levels else _Level(since, 0, 0)
-    start = readings[0] if readings and readings[0].time < since else None
-    end = readings[-1] if readings else None
     moved = [record for record in records if record.time >= since]
+    noted = [reading for reading in readings if reading.time >= since]
     return Usage(
         repository.name,
         tenant,
         logical=held.logical,
         stored=held.stored,
         exclusive=sum(repository.exclusive().values()) if exclusive else None,
-        read=_moved("read", start, end) + sum(record.stats.read for record in moved),
-        written=_moved("written", start, end) + sum(record.stats.stored for record in moved),
+        read=sum(r.read for r in noted) + sum(record.stats.read for record in moved),
+        written=sum(r.written for r in noted) + sum(record.stats.stored for record in moved),
         byte_seconds=_integral(levels, since, until),
-        backups=len(moved) + sum(r.event == "backup" and r.time >= since for r in readings),
+        backups=len(moved) + sum(r.event == "backup" for r in noted),
         estimated=bool(records),
     )
 
@@ -105,11 +104,6 @@ def _levels(records: Iterable[Record]) -> Iterable[_Level]:
     for record in sorted(records, key=lambda record: record.time):
         stored += record.stats.stored
         yield _Level(record.time, stored, record.size)
-
-
-def _moved(what: str, start: Reading | None, end: Reading | None) -> int:
-    """How far a counter went between two readings; it began at 0."""
-    return int(getattr(end, what, 0)) - int(getattr(start, what, 0))
 
 
 def _integral(levels: Sequence[_Level], since: datetime, until: datetime) -> float:

@@ -2,7 +2,8 @@
 
 `usage/YYYY-MM.jsonl` has one line per reading, appended after each backup, removal and garbage
 collection: what the directory holds from then on, and what all backups up to then have moved. So
-the past stays known when revisions are gone. Lines are only ever appended.
+the past stays known when revisions are gone. Lines are only ever appended, to the newest file (of a
+later month, where the clock was set back), so that they are in the order of writing.
 
 A reading that cannot be written (a full disk, a read-only store) is logged and lost; the next one
 is exact again. A line that was cut off by a crash is skipped. Safe from many processes.
@@ -15,9 +16,11 @@ import fcntl
 import json
 import logging
 import os
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +37,8 @@ class Reading:
     """The state from `time` on; bytes.
 
     `stored`: what the directory takes on disk · `logical`: size of the newest revision's disks ·
-    `read`, `written`: from sources and into the store, by all backups since metering began, this
-    one's included · `event`: backup, copy, remove or gc.
+    `read`, `written`: from sources and into the store, in a file and in `last` by all backups since
+    metering began, this one's included; else by this event · `event`: backup, copy, remove or gc.
     """
 
     time: datetime
@@ -72,7 +75,7 @@ class Meter:
 
     @contextlib.contextmanager
     def _appending(self, time: datetime) -> Iterator[int]:
-        path = self._directory / f"{time.astimezone(UTC):%Y-%m}{_SUFFIX}"
+        path = max([self._directory / f"{_month(time)}{_SUFFIX}", *self._files()[-1:]])
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         fd = os.open(path, flags, 0o640)
         try:
@@ -82,23 +85,29 @@ class Meter:
             os.close(fd)
 
     def last(self) -> Reading | None:
-        """The newest reading; None before the first."""
+        """The one written last, with all moved up to then; None before the first."""
         return next(self._backwards(self._files()), None)
 
     def readings(self, since: datetime, until: datetime) -> list[Reading]:
         """The last one before `since`, then all before `until`, in the order of time.
 
-        Opens the files of these months, and as many before them as it takes to find that one.
+        Each with what was moved between the one written before it and itself: never less than
+        nothing, whatever the clock did. Opens the files from the month of `since` on, and as many
+        before them as it takes to find the two readings before.
         """
-        files = [path for path in self._files() if path.stem <= f"{until.astimezone(UTC):%Y-%m}"]
-        found: list[Reading] = []
-        for reading in self._backwards(files):
-            if reading.time < until:
-                found.append(reading)
-            if reading.time < since:
-                break
-        found.reverse()  # so that those of the same time stay in order
-        return sorted(found, key=lambda reading: reading.time)
+        written = self._written_since(since)
+        found = [_own(before, reading) for before, reading in pairwise([None, *written]) if reading]
+        found.sort(key=_time)
+        first = max(0, bisect_left(found, since, key=_time) - 1)
+        return found[first : bisect_left(found, until, key=_time)]
+
+    def _written_since(self, since: datetime) -> list[Reading]:
+        """All that are not before `since`, two and perhaps more before them; as written."""
+        files, month = self._files(), _month(since)
+        found = list(self._backwards([path for path in files if path.stem >= month]))
+        found += islice(self._backwards([path for path in files if path.stem < month]), 2)
+        found.reverse()
+        return found
 
     def _files(self) -> list[Path]:
         """Oldest first."""
@@ -120,6 +129,26 @@ def _after(before: Reading, reading: Reading) -> Reading:
     return replace(
         reading, read=before.read + reading.read, written=before.written + reading.written
     )
+
+
+def _own(before: Reading | None, reading: Reading) -> Reading:
+    """With what this event moved instead of the counters, which began at 0."""
+    if before is None:
+        return reading
+    return replace(
+        reading,
+        read=max(0, reading.read - before.read),
+        written=max(0, reading.written - before.written),
+    )
+
+
+def _time(reading: Reading) -> datetime:
+    return reading.time
+
+
+def _month(time: datetime) -> str:
+    utc = time.astimezone(UTC)
+    return f"{utc.year:04}-{utc.month:02}"
 
 
 def _values(reading: Reading) -> tuple[int, int]:

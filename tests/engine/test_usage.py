@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -52,6 +53,33 @@ def test_the_meter_alone(repository: Repository) -> None:
     assert sum(part.gb_hours for part in parts) == pytest.approx(whole.gb_hours)
     assert sum(part.read for part in parts) == whole.read
     assert usage_of(repository, START - DAY, START).gb_hours == 0
+
+
+def test_what_was_moved_outlives_a_wrong_clock(repository: Repository) -> None:
+    """Ahead by ten days, into the next month, then right; then behind by years, then right."""
+    note = repository.meter.note
+    for number, day in enumerate((20, 36, 26, 27, -2000, 28)):
+        note(Reading(START + day * DAY, "backup", GB, 5, read=10 + number, revision=str(number)))
+    november = usage_of(repository, START, START + 29 * DAY)
+    assert (november.read, november.backups) == (10 + 12 + 13 + 15, 4)
+    december = usage_of(repository, START + 30 * DAY, START + 61 * DAY)
+    assert (december.read, december.backups) == (11, 1)
+    long_ago = usage_of(repository, START - 2001 * DAY, START - 1999 * DAY)
+    assert (long_ago.read, long_ago.backups) == (14, 1)
+    assert usage_of(repository, START - 3000 * DAY, START + 61 * DAY).read == sum(range(10, 16))
+
+
+def test_counters_that_went_back_bill_nothing_below_zero(repository: Repository) -> None:
+    """As versions that kept each month's readings in its own file have written them."""
+    directory = repository.path / "usage"
+    directory.mkdir(exist_ok=True)
+    for month, day, read in (("12", "06", 300), ("11", "20", 200), ("11", "26", 350)):
+        with open(directory / f"2026-{month}.jsonl", "a") as stream:
+            time = f"2026-{month}-{day}T00:00:00Z"
+            line = {"time": time, "event": "gc", "stored": 1, "logical": 1, "read": read}
+            stream.write(json.dumps(line | {"written": 0}) + "\n")
+    usages = [usage_of(repository, START + d * DAY, START + (d + 1) * DAY) for d in range(40)]
+    assert [usage.read for usage in usages if usage.read] == [200, 150]
 
 
 def test_revisions_that_are_gone_are_billed(repository: Repository) -> None:

@@ -56,6 +56,24 @@ def test_a_line_cut_off_costs_that_line(meter: Meter, tmp_path: Path) -> None:
     assert [r.stored for r in found] == [154, 155, 156, 157, 158, 7]
 
 
+def test_lines_stay_in_the_order_of_writing_when_the_clock_is_set_back(tmp_path: Path) -> None:
+    meter = Meter(tmp_path)
+    for number, day in enumerate((0, 40, 5, 6)):
+        meter.note(reading(day, number, read=10))
+    names = sorted(path.name for path in (tmp_path / DIRECTORY).iterdir())
+    assert names == ["2026-10.jsonl", "2026-12.jsonl"]
+    last = meter.last()
+    assert last is not None
+    assert (last.stored, last.read) == (3, 40)
+    assert [r.stored for r in meter.readings(START + 4 * DAY, START + 30 * DAY)] == [0, 2, 3]
+
+
+def test_a_reading_has_what_its_own_event_moved(meter: Meter) -> None:
+    found = meter.readings(START - DAY, START + 3 * DAY)
+    assert [r.read for r in found] == [10, 10, 10]
+    assert [r.read for r in meter.readings(START + 30 * DAY, START + 31.5 * DAY)] == [10, 10, 10]
+
+
 def test_no_change_is_no_line(tmp_path: Path) -> None:
     meter = Meter(tmp_path)
     for day in range(5):
