@@ -125,6 +125,8 @@ def _span(since: str | None, until: str | None, now: datetime) -> tuple[datetime
     start = now.astimezone().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     begin = _date("--since", since) if since else start.astimezone(UTC)
     end = _date("--until", until) if until else now
+    if begin > now:
+        raise UsageError(f"the span begins in the future ({_iso(begin)})")
     if end <= begin:
         raise UsageError(f"the span ends ({_iso(end)}) before it begins ({_iso(begin)})")
     return begin, min(end, now)

@@ -78,6 +78,9 @@ def test_a_span(vm: Vm) -> None:
     assert "ends" in refused(
         "-b", vm.directory, "usage", "--since", "2026-02-01", "--until", "2026-01-01", code=2
     )
+    for until in ([], ["--until", "2999-02-01"]):
+        said = refused("-b", vm.directory, "usage", "--since", "2999-01-01", *until, code=2)
+        assert said == "the span begins in the future (2999-01-01T00:00:00.000000Z)"
     assert "exclude" in backyfs("-b", vm.directory, "usage", "--csv", "--json", code=2).err
 
 
