@@ -20,6 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 def main() -> int:
     """Run the command line and end the process; returns the exit code where that must be told."""
     from backyfs.cli.main import main as program
+    from backyfs.errors import OutputError
 
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,7 +28,7 @@ def main() -> int:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:
+    except (OSError, OutputError):
         return code  # the interpreter says what is wrong with them
     os._exit(code)
 

@@ -11,6 +11,7 @@
     ├── SourceUnavailable  13   the source cannot be read
     ├── NoSpace            14   the store's file system is full
     ├── TargetError         1   a restore or mount target cannot be used
+    ├── OutputError         1   the answer cannot be written to standard output
     └── Busy               75   another writer is at work
 
 The command line prints these as one line (and the hint as a second); anything else is a bug and
@@ -142,6 +143,10 @@ class NoSpace(BackyfsError):
 
 class TargetError(BackyfsError):
     """A restore target or mountpoint that cannot be used: too small, in use, not empty."""
+
+
+class OutputError(BackyfsError):
+    """Standard output cannot be written; what the command did before stands."""
 
 
 class Busy(BackyfsError):

@@ -16,7 +16,7 @@ import click
 
 from backyfs.cli import failure, options, output
 from backyfs.cli.session import Session
-from backyfs.errors import UsageError
+from backyfs.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from backyfs.engine.check import Check
@@ -44,6 +44,12 @@ KINDS = (
 )
 
 
+class _Unanswered(OutputError):
+    """The monitoring system cannot be told: only the exit code is left."""
+
+    exit_code = UNKNOWN
+
+
 class _Plugin(click.Command):
     """A command whose own failures are UNKNOWN: click's 2 would be CRITICAL, Python's 1 WARNING."""
 
@@ -64,6 +70,8 @@ def _unknown() -> Iterator[None]:
         yield
     except (click.exceptions.Exit, KeyboardInterrupt, failure.Interrupted, BrokenPipeError):
         raise
+    except OutputError as error:
+        raise _Unanswered(error.message) from error
     except Exception as error:
         give_up(error)
 
@@ -77,8 +85,11 @@ def give_up(error: Exception) -> NoReturn:
         traceback.print_exception(error)
         found = failure.Failure(UNKNOWN, f"a bug: {type(error).__name__}: {error}")
     first, *more = found.message.splitlines() or [type(error).__name__]
-    output.line("\n".join([f"UNKNOWN: {first}", *more, *filter(None, [found.hint])]))
-    sys.stdout.flush()
+    try:
+        output.line("\n".join([f"UNKNOWN: {first}", *more, *filter(None, [found.hint])]))
+        sys.stdout.flush()
+    except OutputError as exc:
+        raise _Unanswered(exc.message) from error
     raise click.exceptions.Exit(UNKNOWN) from error
 
 

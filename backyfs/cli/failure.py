@@ -19,7 +19,7 @@ from typing import NamedTuple, TextIO
 
 import click
 
-from backyfs.errors import BackyfsError
+from backyfs.errors import BackyfsError, OutputError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -172,7 +172,7 @@ def _unbreakable() -> Iterator[None]:
         yield
         sys.stderr.flush()
         sys.stdout.flush()
-    except OSError:
+    except (OSError, OutputError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
             os.dup2(nowhere, stream)

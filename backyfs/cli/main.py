@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code, having printed what went wrong."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in args
-    streams.restore_closed()
+    streams.prepare()
     try:
         failure.raise_on_sigterm()
         if "_BACKYFS_COMPLETE" in os.environ:

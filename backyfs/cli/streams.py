@@ -1,20 +1,34 @@
-"""Standard streams that whoever started us has closed (`2>&-`, some service managers).
+"""Standard streams that are closed, full or broken.
 
-Their descriptors must not stay free: the next file opened would get the number 1 or 2, and what
-is meant for the operator would be written into a repository. Closed stdin is empty, what goes to a
-closed stderr is lost, and writing to a closed stdout is an error, as it is for other programs.
+Whoever started us may have closed some (`2>&-`, some service managers). Their descriptors must not
+stay free: the next file opened would get the number 1 or 2, and what is meant for the operator
+would be written into a repository. Closed stdin is empty, what goes to a closed stderr is lost, and
+writing to a closed stdout is an error, as it is for other programs.
+
+A full stdout must not read as a full store: what fails there is an OutputError, whoever writes.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
+from typing import TYPE_CHECKING, TextIO
+
+from backyfs.errors import OutputError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _STAND_INS = (os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)  # stdout: every write is EBADF
 
 
-def restore_closed() -> None:
-    """Open the standard descriptors that are closed, and their `sys` streams."""
+def prepare() -> None:
+    """Open the standard descriptors that are closed, and their `sys` streams; name stdout's errors.
+
+    A `sys.stdout` that somebody has put in place of the process's own stays.
+    """
     for number, flags in enumerate(_STAND_INS):
         try:
             os.fstat(number)
@@ -23,5 +37,34 @@ def restore_closed() -> None:
             assert opened == number
             os.set_inheritable(number, True)
     # Python made None of those that were closed when it started.
-    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _naming(sys.stdout or os.fdopen(1, "w", closefd=False))
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+class _Stdout(io.FileIO):
+    """Standard output; BrokenPipeError when its reader went away, OutputError for all else."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return self._write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise OutputError(f"cannot write to standard output: {exc.strerror}") from exc
+
+    def _write(self, data: ReadableBuffer) -> int:
+        count: int | None = super().write(data)
+        if count is None:  # somebody made it non-blocking
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return count
+
+
+def _naming(stream: TextIO) -> TextIO:
+    """Standard output as `stream` has it, with errors that name it."""
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Stdout(1, "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=bool(stream.line_buffering),
+    )

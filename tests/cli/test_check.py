@@ -101,6 +101,35 @@ def test_its_own_failures_are_unknown(arguments: list[str], tmp_path: Path) -> N
     assert held_to_the_guidelines(done).startswith("UNKNOWN: ")
 
 
+@pytest.mark.parametrize("where", [">&-", ">/dev/full"])
+@pytest.mark.parametrize(
+    "command",
+    ["check", "check --json", "check --help", "check --what", "--what check", "-c none check"],
+)
+def test_without_a_stdout_it_is_unknown(config: Path, where: str, command: str) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{PROGRAM} -c {config} {command} {where}"],
+        capture_output=True,
+        text=True,
+        cwd=config.parent,
+        env=environment(),
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.count("\n") == 1
+    assert "cannot write to standard output: " in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_answer(config: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [PROGRAM, "-c", config, "check"], stdout=write_end, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_a_broken_configuration_is_unknown(config: Path) -> None:
     config.write_text(config.read_text() + "jbos: {}\n")
     done = check(config, code=3)

@@ -165,6 +165,8 @@ def test_a_reader_that_goes_away_is_no_noise(vm: Vm) -> None:
         ("restore - >&-", 1),
         ("status >&-", 1),
         ("status --json 0<&- >&- 2>&-", 1),
+        ("--help >&-", 1),
+        ("-c none check >&-", 3),
     ],
 )
 def test_closed_standard_streams(vm: Vm, command: str, code: int) -> None:
@@ -173,25 +175,53 @@ def test_closed_standard_streams(vm: Vm, command: str, code: int) -> None:
     )
     assert done.returncode == code
     assert "Traceback" not in done.stderr
-    assert ("Bad file descriptor" in done.stderr) == (code == 1 and "2>&-" not in command)
+    assert ("Bad file descriptor" in done.stderr) == (">&-" in command and "2>&-" not in command)
     backyfs("-b", vm.directory, "verify")
 
 
-def test_a_full_stdout_is_an_error(vm: Vm) -> None:
-    for arguments in (["restore", "-"], ["status"]):
-        with open("/dev/full", "wb") as full:
-            done = subprocess.run(
-                [PROGRAM, "-b", vm.directory, *arguments],
-                stdout=full,
-                stderr=subprocess.PIPE,
-                text=True,
-                timeout=TIMEOUT_S,
-                check=False,
-            )
-        assert done.returncode == 14
-        assert done.stderr.startswith("backyfs: ")
-        assert "Traceback" not in done.stderr
-        assert "Exception ignored" not in done.stderr
+def on_full(directory: Path, *arguments: str) -> tuple[int, str]:
+    """Run the program with a stdout that is full; its exit code and what it said on stderr."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [PROGRAM, "-b", directory, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "status",
+        "status --help",
+        "--version",
+        "find -r all",
+        "usage --csv",
+        "verify",
+        "backup manual:x",
+        "completion bash",
+    ],
+)
+def test_a_full_stdout_is_named(vm: Vm, command: str) -> None:
+    said = "cannot write to standard output: No space left on device"
+    assert on_full(vm.directory, *command.split()) == (1, f"backyfs: {said}\n")
+    if "backup" in command:
+        assert len(vm.ids) == 4
+
+
+def test_a_full_stdout_as_json(vm: Vm) -> None:
+    code, err = on_full(vm.directory, "status", "--json")
+    assert (code, json.loads(err)["code"]) == (1, 1)
+
+
+def test_a_full_target_of_a_restore_is_no_space_wherever_it_is(vm: Vm) -> None:
+    code, err = on_full(vm.directory, "restore", "-")
+    assert code == 14
+    assert err.startswith("backyfs: no space left while restoring to stdout\n")
 
 
 def interrupted(command: list[str | Path], directory: Path, pattern: str, number: int) -> str:
