@@ -242,6 +242,14 @@ def _priority(record: logging.LogRecord) -> int:
     return next((number for level, number in levels if record.levelno >= level), 7)
 
 
+def _warn(text: str, *values: object) -> None:
+    """Tell of the log itself, on stderr only, in the form of its other lines; also with `quiet`."""
+    record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, values, None)
+    for handler in _installed:
+        if not isinstance(handler, _File):
+            handler.handle(record)
+
+
 def _is_told(record: logging.LogRecord) -> bool:
     return bool(getattr(record, "told", False))
 
@@ -284,8 +292,7 @@ class _File(logging.Handler):
         except OSError as exc:
             if not self._failed and not _is_told(record):
                 self._failed = True
-                why = exc.strerror or exc
-                print(f"{PROGRAM}: warning: cannot log to {self._path}: {why}", file=sys.stderr)
+                _warn("cannot log to %s: %s", self._path, exc.strerror or exc)
 
     def close(self) -> None:
         """Close the file; a later line would open it again."""

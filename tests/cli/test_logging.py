@@ -101,3 +101,17 @@ def test_json_logs_on_request(vm: Vm) -> None:
     lines = (vm.directory / "backy.log").read_text().removeprefix(before).splitlines()
     events = [json.loads(line)["event"] for line in lines]
     assert events.count("revision published") == 2
+
+
+def test_a_log_that_cannot_be_written_is_told_as_other_warnings(vm: Vm) -> None:
+    log = vm.directory / "backy.log"
+    log.unlink()
+    log.mkdir()
+    done = backyfs("-b", vm.directory, "backup", "manual:x", "--json")
+    assert json.loads(done.err) == {
+        "message_type": "warning",
+        "message": f"web01: cannot log to {log}: Is a directory",
+    }
+    assert done.json["vm"] == "web01"
+    done = backyfs("-q", "-b", vm.directory, "backup", "manual:x")
+    assert done.err == f"backyfs: warning: web01: cannot log to {log}: Is a directory\n"
