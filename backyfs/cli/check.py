@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -53,19 +53,21 @@ class _Unanswered(OutputError):
 class _Plugin(click.Command):
     """A command whose own failures are UNKNOWN: click's 2 would be CRITICAL, Python's 1 WARNING."""
 
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+    def make_context(
+        self, info_name: str | None, args: list[str], *more: Any, **kwargs: Any
+    ) -> click.Context:
         """As click's, except for wrong options."""
-        with _unknown():
-            return super().make_context(*args, **kwargs)
+        with _unknown(as_json="--json" in args):
+            return super().make_context(info_name, args, *more, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """As click's, except for what goes wrong."""
-        with _unknown():
+        with _unknown(as_json=ctx.params["as_json"]):
             return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def _unknown() -> Iterator[None]:
+def _unknown(*, as_json: bool) -> Iterator[None]:
     try:
         yield
     except (click.exceptions.Exit, KeyboardInterrupt, failure.Interrupted, BrokenPipeError):
@@ -73,24 +75,48 @@ def _unknown() -> Iterator[None]:
     except OutputError as error:
         raise _Unanswered(error.message) from error
     except Exception as error:
-        give_up(error)
+        give_up(error, as_json=as_json)
 
 
-def give_up(error: Exception) -> NoReturn:
-    """One line for the monitoring system, what we know for people behind it."""
+def give_up(error: Exception, *, as_json: bool) -> NoReturn:
+    """Say why there is no answer, and exit as UNKNOWN."""
     found = failure.explain(error)
     if found is None:
         import traceback
 
         traceback.print_exception(error)
         found = failure.Failure(UNKNOWN, f"a bug: {type(error).__name__}: {error}")
-    first, *more = found.message.splitlines() or [type(error).__name__]
+    found = found._replace(message=found.message or type(error).__name__)
     try:
-        output.line("\n".join([f"UNKNOWN: {first}", *more, *filter(None, [found.hint])]))
+        if as_json:
+            output.json_line(_failed(found))
+        else:
+            output.line(_apology(found))
         sys.stdout.flush()
     except OutputError as exc:
         raise _Unanswered(exc.message) from error
     raise click.exceptions.Exit(UNKNOWN) from error
+
+
+def _apology(found: failure.Failure) -> str:
+    """One line for the monitoring system, what we know for people behind it."""
+    return "\n".join([f"UNKNOWN: {found.message}", *filter(None, [found.hint])])
+
+
+def _failed(found: failure.Failure) -> dict[str, Any]:
+    """An answer without findings; imports nothing, for that may be what failed."""
+    return {
+        "message_type": "check",
+        "status": "UNKNOWN",
+        "code": UNKNOWN,
+        "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}Z",
+        "message": found.message,
+        "hint": found.hint,
+        "findings": [],
+        "jobs": [],
+        "disk": None,
+        "unmanaged": [],
+    }
 
 
 @click.command(cls=_Plugin)

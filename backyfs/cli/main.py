@@ -214,7 +214,7 @@ def _context(args: list[str]) -> click.Context:
         if "check" in args:
             from backyfs.cli.check import give_up
 
-            give_up(error)
+            give_up(error, as_json="--json" in args)
         raise
 
 

@@ -101,6 +101,37 @@ def test_its_own_failures_are_unknown(arguments: list[str], tmp_path: Path) -> N
     assert held_to_the_guidelines(done).startswith("UNKNOWN: ")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "is missing"),
+        ("", "empty"),
+        ("jobs: [", "backy.conf:"),
+        ("jobs: \udcff", "backy.conf"),
+        ("jbos: {}\nglobl: {}\n", "problems"),
+    ],
+)
+def test_its_own_failures_as_json(config: Path, text: str | None, said: str) -> None:
+    good = check(config, "--json").json
+    config.unlink()
+    if text is not None:
+        config.write_bytes(text.encode("utf-8", "surrogateescape"))
+    done = backyfs("-c", config, "-b", "/nope", "check", "--json", code=3)
+    value = done.json
+    assert done.err == ""
+    assert value.keys() == {*good, "message", "hint"}
+    assert (value["message_type"], value["status"], value["code"]) == ("check", "UNKNOWN", 3)
+    assert [value[key] for key in ("findings", "jobs", "unmanaged", "disk")] == [[], [], [], None]
+    assert said in value["message"]
+
+
+@pytest.mark.parametrize("command", ["check --json --what", "--what check --json"])
+def test_wrong_options_as_json(command: str) -> None:
+    value = backyfs(*command.split(), code=3).json
+    assert (value["status"], value["code"]) == ("UNKNOWN", 3)
+    assert "--what" in value["message"]
+
+
 @pytest.mark.parametrize("where", [">&-", ">/dev/full"])
 @pytest.mark.parametrize(
     "command",
