@@ -85,13 +85,16 @@ class NewFile(_Regular):
     def __init__(self, path: Path, size: int) -> None:
         self._partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        super().__init__(os.open(self._partial, flags, _MODE), path, size)
+        with space_for(str(path)):
+            fd = os.open(self._partial, flags, _MODE)
+        super().__init__(fd, path, size)
 
     def finish(self) -> None:
         """Make the file durable, then give it its name."""
         self._complete()
-        self._name()
-        SYSTEM.sync_dir(self._path.parent)
+        with space_for(self.name):
+            self._name()
+            SYSTEM.sync_dir(self._path.parent)
         self._close()
 
     def _name(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import subprocess
 from pathlib import Path
@@ -127,6 +129,17 @@ def test_a_full_target_says_so_and_leaves_nothing(small_fs: SmallFs, existing: b
     left = [item.name for item in directory.iterdir() if item.name != "lost+found"]
     assert left == (["disk.img"] if existing else [])
     assert not existing or path.read_bytes() == b""
+
+
+def test_a_target_where_no_file_fits_says_so(small_fs: SmallFs) -> None:
+    directory = small_fs("ext4", 4 * MIB)
+    with contextlib.suppress(OSError):  # until there is not even an inode left
+        for number in itertools.count():
+            (directory / str(number)).touch()
+    with pytest.raises(NoSpace) as caught:
+        to(directory / "disk.img", made(MIB, [0]))
+    assert caught.value.message == f"no space left while restoring to {directory}/disk.img"
+    assert caught.value.hint
 
 
 def test_whether_a_file_holds_data(tmp_path: Path) -> None:
