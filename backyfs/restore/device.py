@@ -27,6 +27,7 @@ from backyfs.store.fs import SYSTEM, read_exactly
 
 _BLKZEROOUT = 0x127F
 _BLKSSZGET = 0x1268
+_BLKROGET = 0x125E
 _ZERO_BYTES_MAX = 64 << 20  # per call, so that a restore can be interrupted
 
 
@@ -135,7 +136,9 @@ def check(path: Path, size: int) -> None:
 
 
 def _size_for(fd: int, path: Path, size: int) -> int:
-    """The device's own size, if an image of `size` bytes fits."""
+    """The device's own size, if an image of `size` bytes may be written to it and fits."""
+    if _is_read_only(fd):
+        raise _read_only(path)
     found = os.lseek(fd, 0, os.SEEK_END)
     if found < size:
         raise TargetError(
@@ -148,6 +151,8 @@ def _open_exclusively(path: Path, mode: int) -> int:
     try:
         return os.open(path, mode | os.O_EXCL | os.O_CLOEXEC)
     except OSError as exc:
+        if exc.errno == errno.EROFS:  # a disk with a write-protect switch; a loop device opens
+            raise _read_only(path) from exc
         if exc.errno != errno.EBUSY:
             raise
         raise TargetError(
@@ -156,10 +161,25 @@ def _open_exclusively(path: Path, mode: int) -> int:
         ) from exc
 
 
+def _read_only(path: Path) -> TargetError:
+    return TargetError(
+        f"{path} is read-only", hint=f"blockdev --setrw {path}, or attach it writable"
+    )
+
+
+def _is_read_only(fd: int) -> bool:
+    return _asked(fd, _BLKROGET) != 0
+
+
 def _sector_bytes(fd: int) -> int:
     """The logical block size of a device."""
+    return _asked(fd, _BLKSSZGET)
+
+
+def _asked(fd: int, request: int) -> int:
+    """What a device answers to a request for a number."""
     answer = bytearray(4)
-    fcntl.ioctl(fd, _BLKSSZGET, answer)
+    fcntl.ioctl(fd, request, answer)
     return int(struct.unpack("i", answer)[0])
 
 

@@ -105,6 +105,22 @@ def test_a_device_that_is_too_small_is_refused_untouched(loop: str) -> None:
     assert content_of(loop) == GARBAGE
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_read_only_device_is_refused_untouched(loop: str, keep: bool) -> None:
+    fill(loop)
+    subprocess.run(["blockdev", "--setro", loop], check=True)
+    try:
+        with (
+            pytest.raises(TargetError, match=f"^{loop} is read-only$") as caught,
+            opened(loop, SIZE, store=Path("/nowhere"), keep=keep, force=True),
+        ):
+            pass
+    finally:
+        subprocess.run(["blockdev", "--setrw", loop], check=True)
+    assert f"blockdev --setrw {loop}" in caught.value.hint
+    assert content_of(loop) == GARBAGE
+
+
 def test_a_mounted_device_is_refused(ext4_dir: Path, tmp_path: Path) -> None:
     file = tmp_path / "fs.img"
     with open(file, "wb") as stream:
