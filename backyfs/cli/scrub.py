@@ -57,7 +57,8 @@ def command(session: Session, budget_s: float | None, progress: bool | None, as_
     if result.unrecorded:
         output.warn(f"what the scrub did is not recorded: {result.unrecorded}", as_json=as_json)
     if result.damage:
-        raise Corrupt(f"{len(result.damage)} revisions (see: backyfs status)", vm=repository.name)
+        teller = "verify" if result.unrecorded else "status"
+        raise Corrupt(f"{len(result.damage)} revisions (see: backyfs {teller})", vm=repository.name)
 
 
 def _rest(result: Scrubbed) -> str:

@@ -105,6 +105,7 @@ def test_damage(store: Store) -> None:
         warning, error = map(json.loads, done.err.splitlines())
         assert warning["message"] == store.warning("what the scrub did is").partition("ing: ")[2]
         assert error["code"] == 12
+        assert "(see: backyfs verify)" in error["message"]
         assert store.on("verify", "-r", store.ids[1], code=12).err.splitlines()[0] == (
             store.warning("1 of 1 results are")
         )
@@ -124,7 +125,7 @@ def test_damage_that_is_recorded_already(store: Store) -> None:
 def _damaged(store: Store) -> list[str]:
     """A bad frame of packs is bad in every revision that shares it."""
     repository = Repository.open(store.directory)
-    return store.ids[1:3] if repository.store == "packs" else store.ids[1:2]
+    return sorted(store.ids[1:3] if repository.store == "packs" else store.ids[1:2])
 
 
 def _count(store: Store) -> int:

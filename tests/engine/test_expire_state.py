@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from backyfs.config.schedule import DAILY
+from backyfs.engine.backup import back_up
 from backyfs.engine.expire import expire
 from backyfs.engine.tags import add_tags, remove_tags, set_tags
 from backyfs.engine.trust import distrust, trust, verified
@@ -20,6 +21,8 @@ from backyfs.errors import Corrupt
 from backyfs.model import Consistency, Trust
 from backyfs.store.record import Draft, Record
 from backyfs.store.repository import Repository
+from tests.engine.checks import content
+from tests.engine.memory import MemorySource, disk
 from tests.engine.test_verification import history
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -91,6 +94,16 @@ async def test_only_a_distrust_leads_out_of_a_damaged_state(packs: Repository) -
     assert packs.known_state(record).trust is Trust.DISTRUSTED
     assert trust(packs, [record])[0].trust is Trust.TRUSTED
     assert add_tags(packs, [record], ["x"])[0].tags == ("x",)
+
+
+async def test_no_backup_rests_on_a_damaged_state(packs: Repository) -> None:
+    source = MemorySource({"disk": disk("abcd")}, tracking=True)
+    record = await back_up(packs, source)
+    distrust(packs, [record], "the source lied")
+    os.truncate(packs.layout.state(record.id), 100)
+    source.contents["disk"] = disk("abXd")
+    source.kept[1] = {"disk": bytes(source.contents["disk"])}
+    assert content(packs, await back_up(packs, source, changes={"disk": []})) == disk("abXd")
 
 
 async def test_verification_does_not_touch_a_damaged_state(packs: Repository) -> None:
