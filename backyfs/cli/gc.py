@@ -27,8 +27,10 @@ def command(session: Session, dry_run: bool, wait_s: float, as_json: bool) -> No
     report(result, dry_run=dry_run, as_json=as_json, quiet=session.quiet)
 
 
-def report(result: GcReport, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
-    """Print what was, or (dry run) would be, freed."""
+def report(
+    result: GcReport, *, dry_run: bool, as_json: bool, quiet: bool, besides: int = 0
+) -> None:
+    """Print what was, or (dry run) would be, freed; `besides` what so many revisions keep yet."""
     if as_json:
         value = {key: item for key, item in asdict(result).items() if key != "more"}
         output.json_line({"message_type": "gc", **value, "dry_run": dry_run})
@@ -38,4 +40,5 @@ def report(result: GcReport, *, dry_run: bool, as_json: bool, quiet: bool) -> No
             f"{verb} {output.size(result.freed_bytes)}: {result.removed_files} files removed, "
             f"{result.merged_files} merged into {result.written_files}; "
             f"{result.files} files with {output.size(result.stored_bytes)} left"
+            f"{', with the revisions to be removed' if besides else ''}"
         )

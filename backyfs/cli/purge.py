@@ -28,4 +28,5 @@ def command(session: Session, dry_run: bool, wait_s: float, as_json: bool) -> No
     with session.logging(repository):
         result = purge(repository, schedule, datetime.now(UTC), dry_run=dry_run, wait_s=wait_s)
     expire.report(result.expiry, dry_run=dry_run, as_json=as_json, quiet=session.quiet)
-    gc.report(result.gc, dry_run=dry_run, as_json=as_json, quiet=session.quiet)
+    besides = len(result.expiry.removed) if dry_run else 0
+    gc.report(result.gc, dry_run=dry_run, as_json=as_json, quiet=session.quiet, besides=besides)

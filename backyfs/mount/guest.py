@@ -8,7 +8,7 @@ from uuid import UUID
 
 from backyfs.errors import TargetError
 from backyfs.model import Partition
-from backyfs.partition import recognise
+from backyfs.partition import parse, recognise
 from backyfs.partition.disk import Read
 from backyfs.partition.journal import Journal, inspect
 
@@ -81,7 +81,10 @@ def locate(
     if number is not None:
         return _partition(partitions, number, name)
     if not partitions:
-        return _mountable(Place(None, 0, size, recognise(read, 0, size)), name)
+        place = Place(None, 0, size, recognise(read, 0, size))
+        if not place.kind and (reason := parse(read, size).reason):
+            raise TargetError(f"{name} holds no file system that is known: {reason}")
+        return _mountable(place, name)
     found = [entry for entry in partitions if _holds_files(entry.filesystem)]
     if len(found) == 1:
         return _place(found[0])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from backyfs.store.repository import Repository
 from tests.cli.conftest import Vm
 from tests.cli.program import backyfs, refused
 
@@ -101,6 +102,15 @@ def test_a_secret_stays_in_the_configuration_of_all_jobs(vm: Vm, tmp_path: Path)
     )
     said = backyfs("-c", site, "-b", vm.directory, "backup", "daily", code=2).err
     assert "unknown key 'token'" in said
+
+
+def test_a_dry_run_counts_what_expiring_revisions_keep_yet(vm: Vm) -> None:
+    assert backyfs("-b", vm.directory, "purge", "--dry-run").out.splitlines()[-1].endswith(" left")
+    repository = Repository.open(vm.directory)
+    doomed = repository.revisions()[0]
+    backyfs("-b", vm.directory, "tags", "set", "-r", doomed.id, "--force", "no-such-tag")
+    last = backyfs("-b", vm.directory, "purge", "--dry-run").out.splitlines()[-1]
+    assert last.endswith(" left, with the revisions to be removed")
 
 
 def test_a_dry_run_says_of_each_revision_why(vm: Vm) -> None:

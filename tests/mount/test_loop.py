@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -365,7 +366,10 @@ def odd(tmp_path: Path) -> Repository:
     volume[512:520], volume[536:544] = b"LABELONE", b"LVM2 001"
     swap = bytearray(MIB)
     swap[4086:4096] = b"SWAPSPACE2"
-    disks = {"broken": ext, "empty": bytearray(MIB), "volume": volume, "swap": swap}
+    lying = bytearray(MIB)  # an MBR whose only partition reaches beyond the end
+    lying[446:462] = bytes([0, 0, 0, 0, 0x83, 0, 0, 0]) + struct.pack("<II", 8, 1 << 30)
+    lying[510:512] = b"\x55\xaa"
+    disks = {"broken": ext, "empty": bytearray(MIB), "volume": volume, "swap": swap, "lying": lying}
     add_revision(repository, {name: bytes(data) for name, data in disks.items()})
     return repository
 
@@ -377,6 +381,7 @@ def odd(tmp_path: Path) -> Repository:
         ("empty", None, "holds no file system"),
         ("volume", None, "LVM volume group"),
         ("swap", None, "swap space"),
+        ("lying", None, "holds no file system that is known: the partition table is not usable"),
         ("broken", 1, "no partition 1"),
     ],
 )
