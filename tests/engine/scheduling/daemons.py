@@ -97,7 +97,12 @@ class Site:
         finally:
             if process.poll() is None:
                 process.terminate()
-            process.communicate(timeout=60)
+            try:
+                process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                raise
             self.wait_for_workers()
 
     def workers(self) -> list[int]:
