@@ -57,10 +57,7 @@ def is_repository(path: Path) -> bool:
 
 
 def may_be_repository(path: Path) -> bool:
-    """As `is_repository`, for lists: what cannot be looked into counts; who opens it is told why.
-
-    So one VM whose directory is unreachable hides no other.
-    """
+    """As `is_repository`, for lists: what cannot be looked into counts, and hides no other."""
     try:
         return is_repository(path)
     except OSError:
