@@ -35,6 +35,8 @@ PATTERNS = ("random4k", "clustered", "append")
 # Neither the partition table at the start nor its backup at the end is changed.
 _HEAD_PAGES, _TAIL_PAGES = 512, 16
 _BOOT_GAP = 1 << 20
+_MISSES_MAX = 1000
+"""After so many extents in a row that found no room the hot areas count as full."""
 _LINUX = uuid.UUID("0fc63daf-8483-4772-8e79-3d69d8477de4")
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
@@ -186,6 +188,7 @@ def _random_pages(fd: int, r: Random, pages: int, wanted: int) -> Iterator[tuple
 def _clusters(fd: int, r: Random, pages: int, wanted: int) -> Iterator[tuple[int, int]]:
     hot = [int(r.random() * pages) for _ in range(max(2, wanted // 4096))]
     done: set[int] = set()
+    misses = 0
     while len(done) < wanted:
         count = min(wanted - len(done), 16 << int(r.random() * 7))
         page = hot[int(r.random() * len(hot))] + int(r.random() * 4096)
@@ -193,7 +196,11 @@ def _clusters(fd: int, r: Random, pages: int, wanted: int) -> Iterator[tuple[int
         extent = range(_HEAD_PAGES + page % room, _HEAD_PAGES + page % room + count)
         if done.isdisjoint(extent):
             done.update(extent)
+            misses = 0
             yield extent.start, count
+        elif (misses := misses + 1) == _MISSES_MAX:
+            hot.append(int(r.random() * pages))
+            misses = 0
 
 
 def _zero_blocks(fd: int, r: Random, pages: int, wanted: int) -> Iterator[tuple[int, int]]:

@@ -46,6 +46,14 @@ def test_the_same_plan_makes_the_same_bytes_with_any_number_of_jobs(tmp_path: Pa
         assert digest(image) == IMAGE
 
 
+def test_hot_areas_that_are_full_get_company(tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.touch()
+    os.truncate(image, 200 * MIB)
+    extents = change(image, Change(0.15, "clustered", seed=72))  # two areas, almost one
+    assert sum(length for _, length in extents) == 30 * MIB
+
+
 @pytest.mark.parametrize("pattern", ["random4k", "clustered", "append"])
 def test_changes_are_deterministic_and_listed(tmp_path: Path, pattern: str) -> None:
     image = tmp_path / "disk.img"
