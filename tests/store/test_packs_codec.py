@@ -46,6 +46,24 @@ def test_a_patch_is_as_small_as_the_change() -> None:
     assert len(stored) < 700
 
 
+def test_frames_with_something_in_common_are_related() -> None:
+    base = FRAMES["noise"]
+    one_block_left = random.Random(2).randbytes(FRAME - 4096) + base[-4096:]
+    moved = random.Random(2).randbytes(4099) + base[:-4099]
+    assert codec.related(one_block_left, base)
+    assert codec.related(moved, base)
+    assert codec.related(FRAMES["zeros"], FRAMES["zeros"])
+    assert not codec.related(random.Random(2).randbytes(FRAME), base)
+
+
+@given(st.integers(0, 15), st.integers(0, 2**32))
+def test_a_frame_is_related_to_what_it_kept_a_block_of(block: int, seed: int) -> None:
+    base = random.Random(seed).randbytes(FRAME)
+    kept = bytearray(random.Random(seed + 1).randbytes(FRAME))
+    kept[block * 4096 : block * 4096 + 4096] = base[block * 4096 : block * 4096 + 4096]
+    assert codec.related(bytes(kept), base)
+
+
 def test_the_program_zstd_reads_plain_frames() -> None:
     done = subprocess.run(
         [require("zstd"), "-dc"], input=codec.compress(FRAMES["mixed"]), capture_output=True

@@ -7,6 +7,7 @@ raw-content dictionary (the idea of `zstd --patch-from`).
 from __future__ import annotations
 
 import threading
+from operator import eq
 
 import zstandard
 
@@ -21,6 +22,12 @@ PATCH_GAIN = 0.8
 """A patch is stored if it is smaller than this share of the plain frame."""
 PATCH_SURE = 0.6
 """Up to this share of the chain's full frame a patch is taken without trying the plain one."""
+
+_WORDS = slice(63, None, 128)
+"""Of a frame's words of 8 bytes, those that are compared: one a KiB, not at the start of a block,
+where headers are alike."""
+_SAMPLES = (slice(FRAME // 4, FRAME // 4 + 32), slice(3 * FRAME // 4, 3 * FRAME // 4 + 32))
+"""What of a base is looked for everywhere in a frame."""
 
 _PLAIN = zstandard.ZstdCompressionParameters.from_level(
     1, source_size=FRAME, hash_log=16, write_content_size=True, write_checksum=False
@@ -45,6 +52,16 @@ def compress(frame: Buffer) -> bytes:
         _thread.compressor = compressor
     result: bytes = compressor.compress(frame)
     return result
+
+
+def related(frame: bytes, base: bytes) -> bool:
+    """Whether a patch is worth trying: some of `base` is in `frame`, in its place or moved.
+
+    A patch between frames that have nothing in common takes longest (320 us and more; this takes
+    3 to 30) and is never stored.
+    """
+    mine, theirs = (memoryview(data).cast("Q")[_WORDS].tolist() for data in (frame, base))
+    return any(map(eq, mine, theirs)) or any(base[sample] in frame for sample in _SAMPLES)
 
 
 def compress_patch(frame: Buffer, base: bytes) -> bytes:

@@ -155,6 +155,8 @@ class PackDiskWriter:
             below = parent.image.chained_at(base)
             if below is None:
                 return None
+        if not codec.related(frame, below.frame):
+            return None
         stored = codec.compress_patch(frame, below.frame)
         if len(stored) > codec.PATCH_SURE * below.full_bytes:
             plain = codec.compress(frame)
