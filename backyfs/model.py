@@ -7,10 +7,10 @@ Frozen, without I/O. A name that passed its function here is safe as a part of a
 from __future__ import annotations
 
 import re
-import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from random import SystemRandom
 from typing import NamedTuple
 
 from backyfs.errors import UsageError
@@ -62,7 +62,7 @@ def is_revision_id(text: str) -> bool:
 
 def new_revision_id(time: datetime) -> str:
     """A fresh revision id: `time` in UTC to the second and four random characters."""
-    suffix = "".join(secrets.choice(_SUFFIX_ALPHABET) for _ in range(4))
+    suffix = "".join(SystemRandom().choices(_SUFFIX_ALPHABET, k=4))
     return f"{time.astimezone(UTC):%Y%m%dT%H%M%SZ}-{suffix}"
 
 

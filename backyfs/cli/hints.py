@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from backyfs.errors import UsageError
@@ -52,6 +51,8 @@ def unknown_command(name: str, commands: Iterable[str]) -> UsageError:
         return UsageError(f"no command {name!r}: {_NOT_NEEDED[name]}")
     if name in _MEANT:
         return UsageError(f"no command {name!r}", hint=f"did you mean: backyfs {_MEANT[name]}")
+    import difflib  # one command in a thousand needs it
+
     close = difflib.get_close_matches(name, [*commands, *ALIASES], n=1)
     if close:
         return UsageError(f"no command {name!r}", hint=f"did you mean: backyfs {close[0]}")

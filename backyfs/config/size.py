@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from backyfs.errors import UsageError
 
@@ -14,12 +13,17 @@ _FORM = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,6})?) ?([KMGTP]?)(?:i?B)?", re.ASC
 def parse_size(value: str | int) -> int:
     """Bytes, at least 1; UsageError when `value` is no number of bytes."""
     found = _FORM.fullmatch(str(value).strip())
-    count = int(Fraction(found[1]) * 1024 ** _UNITS.index(found[2].upper())) if found else 0
+    count = _count(found[1], found[2]) if found else 0
     if isinstance(value, bool) or count < 1:
         raise UsageError(
             f"{value!r} is no number of bytes", hint="write it like 65536, 512K, 50M or 1.5G"
         )
     return count
+
+
+def _count(number: str, unit: str) -> int:
+    whole, _, part = number.partition(".")
+    return int(int(whole + part) * 1024 ** _UNITS.index(unit.upper()) // 10 ** len(part))
 
 
 def format_size(count: int) -> str:

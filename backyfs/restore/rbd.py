@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -141,7 +141,7 @@ class NewImage(_RbdImage):
 
         super().__init__(cluster, spec, held)
         self._pool = held.enter_context(cluster.pool(spec))
-        self._partial = spec._replace(image=f"{spec.image}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+        self._partial = spec._replace(image=f"{spec.image}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}")
         with explained(f"create {self.name}", TargetError), _in_namespace(spec):
             rbd.RBD().create(self._pool, self._partial.image, size, old_format=False)
         self._closing = held.enter_context(contextlib.ExitStack())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -83,7 +82,7 @@ class NewFile(_Regular):
     """A file that does not exist before the restore is complete."""
 
     def __init__(self, path: Path, size: int) -> None:
-        self._partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+        self._partial = path.with_name(f".{path.name}.{os.urandom(4).hex()}{PARTIAL_SUFFIX}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with space_for(str(path)):
             fd = os.open(self._partial, flags, _MODE)

@@ -11,7 +11,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -177,7 +176,7 @@ SYSTEM = Fs()
 
 def temporary(target: Path) -> Path:
     """A name beside `target` that clean-up recognises as unfinished."""
-    return target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
+    return target.with_name(f"{target.name}.{os.urandom(4).hex()}.tmp")
 
 
 def publish(target: Path, data: Buffer, fs: Fs = SYSTEM, mode: int = 0o640) -> None:

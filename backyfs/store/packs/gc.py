@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,7 +224,7 @@ class Collector:
     def _merge(self, group: Sequence[PackUse]) -> int:
         """Write the group's live frames to one new pack; returns its size."""
         directory = self._place.layout.packs
-        target = directory / f"{MERGED_PREFIX}{secrets.token_hex(8)}{PACK_SUFFIX}"
+        target = directory / f"{MERGED_PREFIX}{os.urandom(8).hex()}{PACK_SUFFIX}"
         segments = [segment for use in group for segment in self._live_segments(use)]
         Rewriter(self._place, target).write(segments, self._is_live, {})
         self._place.fs.sync_dir(directory)

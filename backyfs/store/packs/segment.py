@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +49,7 @@ class PackWriter:
         self._waiting: list[bytes | bytearray] = []
         self._failure: BaseException | None = None
         try:
-            self.write(pack_header(repository, secrets.token_bytes(32)))
+            self.write(pack_header(repository, os.urandom(32)))
         except BaseException:
             self.abandon()
             raise
