@@ -31,6 +31,7 @@ BASE_MODULES = {
     "ceph",
     "errors",
     "extents",
+    "interpreter",
     "model",
     "config",
     "log",

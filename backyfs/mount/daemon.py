@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backyfs import interpreter
 from backyfs import log as logs
 from backyfs.errors import BackyfsError, TargetError
 from backyfs.mount.mountpoint import (
@@ -129,11 +130,11 @@ def _start(settings: dict[str, Any], where: Logging) -> None:
             "report": writer,
         }
         subprocess.run(
-            [sys.executable, "-m", "backyfs.mount.daemon", json.dumps(arguments)],
+            [*interpreter.running("backyfs.mount.daemon"), json.dumps(arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[writer],
-            env=_environment(),
+            env=interpreter.environment(),
             check=False,
         )
         os.close(writer)
@@ -143,13 +144,6 @@ def _start(settings: dict[str, Any], where: Logging) -> None:
         os.close(reader)
         if writer >= 0:
             os.close(writer)
-
-
-def _environment() -> dict[str, str]:
-    """Ours, with the package importable wherever the process starts."""
-    path = os.environ.get("PYTHONPATH", "")
-    root = str(Path(__file__).parents[2])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, path)))}
 
 
 def _line(fd: int) -> bytes:

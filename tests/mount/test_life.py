@@ -83,6 +83,19 @@ def test_the_commands(base: Path, point: Path) -> None:
         assert mounted_at(point) is None
 
 
+def test_from_a_directory_with_modules_of_somebody_else(
+    base: Path, point: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("fuse")
+    for name in ("json", "logging", "backyfs"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not ours')\n")
+    monkeypatch.chdir(tmp_path)
+    mount(base, point)
+    with watched(point):
+        assert image(point).read_bytes() == DATA
+        umount(point)
+
+
 @pytest.mark.parametrize("how", ["inside", "is", "file", "missing", "full", "twice"])
 def test_mountpoints_that_will_not_do(base: Path, point: Path, tmp_path: Path, how: str) -> None:
     require("fuse")

@@ -14,7 +14,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import trio
 
+from backyfs import interpreter
 from backyfs.config.job import read_job, write_job
 from backyfs.config.site import SiteJob
 from backyfs.engine.scheduling.history import Revision
@@ -53,7 +53,7 @@ def program() -> list[str]:
     """How to start this program; BACKY_CMD says otherwise."""
     if given := os.environ.get("BACKY_CMD"):
         return shlex.split(given)
-    return [sys.executable, "-m", "backyfs"]
+    return interpreter.running("backyfs")
 
 
 class Processes:

@@ -13,12 +13,12 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from backyfs import interpreter
 from backyfs.source.cancelling import checkpoint
 from backyfs.source.quiescing import leftover
 from backyfs.source.quiescing.contract import NotFrozen
@@ -117,11 +117,12 @@ class _Guard:
 
     def __init__(self, plan: Plan) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "backyfs.source.quiescing.guard"],
+            interpreter.running("backyfs.source.quiescing.guard"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd="/",
+            env=interpreter.environment(),
             start_new_session=True,
         )
         assert self._process.stdin is not None
