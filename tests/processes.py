@@ -6,10 +6,15 @@ from pathlib import Path
 
 
 def decoders_of(server: int) -> list[int]:
-    """The processes that a server forked: what it runs beside (fusermount3) is none."""
-    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    """The processes that decode for a server: what its fork server forked."""
     own = Path(f"/proc/{server}/cmdline").read_bytes()
-    return [int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes() == own]
+    return [pid for child in _children(server, own) for pid in _children(child, own)]
+
+
+def _children(pid: int, cmdline: bytes) -> list[int]:
+    """Those that were forked: what it runs beside (fusermount3) is none."""
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [child for child in children if Path(f"/proc/{child}/cmdline").read_bytes() == cmdline]
 
 
 def cpu_ticks(pid: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -23,7 +24,8 @@ from backyfs.errors import Corrupt
 from backyfs.model import FRAME
 from backyfs.store.contract import StoredImage
 from backyfs.store.packs import decoders as module
-from backyfs.store.packs.decoders import BLOCK_BYTES, FRAMES_MIN, UNUSED_S, Decoders, decoders
+from backyfs.store.packs.decoder import UNUSED_S
+from backyfs.store.packs.decoders import BLOCK_BYTES, FRAMES_MIN, Decoders, decoders
 from backyfs.store.packs.library import Library, Part
 from backyfs.store.repository import Repository
 from tests.reader.stores import add_revision, content, make_vm
@@ -219,6 +221,47 @@ def test_one_that_was_killed(
     image.close()
 
 
+def test_the_lost_are_replaced(
+    vm: Repository, own: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REPLACED_S", 0.0)
+    image = newest(vm)
+    for _ in range(3):
+        before = set(own.pids)
+        for pid in before:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for _ in range(6):
+            assert read(image, 0, 16) == LAST[: 16 * FRAME]
+        assert len(own.pids) == 2
+        assert set(own.pids) - before
+        own.done = 0
+        assert read(image, 0, 16) == LAST[: 16 * FRAME]
+        assert own.done == 1
+    image.close()
+
+
+def test_without_a_fork_server_nobody_is_replaced(
+    vm: Repository, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "REPLACED_S", 0.0)
+    image = newest(vm)
+    before = children(os.getpid())
+    with decoders(count=2) as found:
+        [server] = children(os.getpid()) - before
+        for pid in (int(server), *found.pids):
+            os.kill(pid, signal.SIGKILL)
+        for _ in range(4):
+            assert read(image, 0, 16) == LAST[: 16 * FRAME]
+        assert found.pids == []
+    assert "no process to decode with" in caplog.text
+    image.close()
+
+
+def children(pid: int) -> set[str]:
+    return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
 def test_one_that_does_not_answer(
     vm: Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -259,10 +302,11 @@ def _open_packs(pid: int) -> list[str]:
 
 def test_they_end_with_their_owner() -> None:
     program = (
-        "import sys, time\n"
+        "import os, time\n"
         "from backyfs.store.packs.decoders import decoders\n"
         "with decoders(count=2) as found:\n"
-        "    print(*found.pids, flush=True)\n"
+        "    children = open(f'/proc/self/task/{os.getpid()}/children').read()\n"
+        "    print(*found.pids, children, flush=True)\n"
         "    time.sleep(60)\n"
     )
     owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
@@ -272,7 +316,7 @@ def test_they_end_with_their_owner() -> None:
         owner.kill()
         assert owner.stdout.read() == ""  # nobody else has it open
     owner.wait()
-    assert len(pids) == 2
+    assert len(pids) == 3
     deadline = time.monotonic() + 20
     while any(_lives(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -9,25 +9,29 @@ memory that it shares with us (rooms.py); what shall be elsewhere we copy. Whate
 damaged frame, a missing file) it leaves to us, and so does one that is gone: then we decode
 ourselves, and know what to say.
 
-They are forked while there is one thread, and end with us, whatever ends us. Memory: what they
-share with us aside, 4 MiB of tables and a run as it is stored, each.
+They are forked, by a process that was forked itself while there was one thread here (forking is not
+for a process with threads), and end with us, whatever ends us. One that was killed, or did not
+answer for long, is replaced after a while. Memory: what they share with us aside, 4 MiB of tables
+and a run as it is stored, each.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
+import select
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from backyfs.model import FRAME
+from backyfs.store.packs import decoder
 from backyfs.store.packs.library import Library, Part
-from backyfs.store.packs.packfile import bound_tables
 from backyfs.store.packs.rooms import Rooms
 
 log = logging.getLogger(__name__)
@@ -44,11 +48,9 @@ _ROOMS_MAX = 1024
 ANSWER_S = 30.0
 END_S = 1.0
 """One that the kernel does not let die, in a read that hangs, is left behind."""
-UNUSED_S = 1.0
-"""So long they keep pack files open that nobody reads: what gc removed must be given back."""
-_TABLE_BYTES_MAX = 4 << 20
-_REQUEST_BYTES_MAX = 64 << 10
-_GOOD, _BAD = b"y", b"n"
+REPLACED_S = 60.0
+"""So long after one was lost another takes its place, and then one after the other: what took it
+(a lack of memory, a disk that hangs) may go on."""
 
 
 @contextlib.contextmanager
@@ -73,10 +75,16 @@ class Decoders:
 
     def __init__(self, count: int = PROCESSES, kept_bytes: int = 0) -> None:
         self._all: list[_Process] = []
+        self._lost: list[_Process] = []
+        self._replacing = threading.Lock()
+        self._due = 0.0
         self._rooms = _rooms(kept_bytes)
+        self._server: _ForkServer | None = None
         try:
-            for _ in range(count):
-                self._all.append(_Process(self._rooms))
+            if count:
+                self._server = _ForkServer(memoryview(self._rooms.memory))
+            while self._server and len(self._all) < count:
+                self._all.append(_Process(self._server))
         except OSError as exc:
             log.warning("no process to decode with", {"why": exc})
         self._free = list(self._all)
@@ -114,6 +122,8 @@ class Decoders:
         return done
 
     def _ask(self, directory: str, position: int, length: int, parts: Sequence[Part]) -> bool:
+        if self._lost:
+            self._replace()
         try:
             process = self._free.pop()
         except IndexError:
@@ -122,17 +132,42 @@ class Decoders:
             done = process.ask(json.dumps((directory, position, length, parts)).encode())
         except (OSError, MemoryError) as exc:
             log.warning("a process that decoded is gone", {"pid": process.pid, "why": exc})
-            self._all.remove(process)
-            process.end()
+            self._lose(process)
             return False
         self._free.append(process)
         return done
 
+    def _lose(self, process: _Process) -> None:
+        process.end()
+        with self._replacing:
+            self._all.remove(process)
+            self._lost.append(process)
+            self._due = time.monotonic() + REPLACED_S
+
+    def _replace(self) -> None:
+        """Start one for one that is lost, if it is time and the kernel has let go of that."""
+        if time.monotonic() < self._due or not self._replacing.acquire(blocking=False):
+            return
+        try:
+            self._due = time.monotonic() + REPLACED_S
+            if self._server and self._lost and self._lost[-1].gone():
+                process = _Process(self._server)
+                self._lost.pop()
+                self._all.append(process)
+                self._free.append(process)
+        except OSError as exc:
+            log.warning("no process to decode with", {"why": exc})
+        finally:
+            self._replacing.release()
+
     def close(self) -> None:
         """End all of them."""
         self._free.clear()
-        while self._all:
-            self._all.pop().end()
+        for processes in (self._all, self._lost):
+            while processes:
+                processes.pop().end()
+        if self._server:
+            self._server.end()
 
 
 def _rooms(kept_bytes: int) -> Rooms:
@@ -147,102 +182,101 @@ def _rooms(kept_bytes: int) -> Rooms:
 class _Process:
     """One of them, from our side; for one thread at a time."""
 
-    def __init__(self, rooms: Rooms) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def __init__(self, server: _ForkServer) -> None:
+        self._socket, theirs = _pair()
         with theirs:
-            self.pid = os.fork()
-            if not self.pid:
-                try:
-                    _decode(theirs, memoryview(rooms.memory))
-                finally:
-                    os._exit(0)
-        self._socket.settimeout(ANSWER_S)
+            try:
+                self.pid = server.fork(theirs)
+                self._life = _Life(self.pid)
+            except OSError:
+                self._socket.close()
+                raise
 
     def ask(self, request: bytes) -> bool:
         """Have a block decoded; whether that could be done. OSError: it is gone."""
         self._socket.send(request)
-        answer = self._socket.recv(1)
-        if not answer:
-            raise ConnectionResetError("it ended")
-        return answer == _GOOD
+        return _answer(self._socket) == decoder.GOOD
 
     def end(self) -> None:
         """End it at once: it only reads."""
         self._socket.close()
+        self._life.end()
+
+    def gone(self) -> bool:
+        """Whether the kernel has let go of it, after `end`."""
+        return self._life.over(0.0)
+
+
+class _ForkServer:
+    """The process that forks the others."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self._asking = threading.Lock()
+        self._socket, theirs = _pair()
+        with theirs:
+            self._pid = os.fork()
+            if not self._pid:
+                try:
+                    decoder.serve(theirs, memory)
+                finally:
+                    os._exit(0)
+        self._life = _Life(self._pid)
+
+    def fork(self, sock: socket.socket) -> int:
+        """The number of a process that decodes for the other end of `sock`."""
+        with self._asking:
+            socket.send_fds(self._socket, [b"+"], [sock.fileno()])
+            try:
+                pid = int(_answer(self._socket))
+            except OSError:
+                self.end()  # what it may still answer belongs to nobody
+                raise
+        if not pid:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return pid
+
+    def end(self) -> None:
+        """End it."""
+        self._socket.close()
+        self._life.end()
         # Whoever started us may have had the kernel reap children by itself.
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self.pid, signal.SIGKILL)
-            deadline = time.monotonic() + END_S
-            while os.waitpid(self.pid, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
-                time.sleep(0.001)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._pid, os.WNOHANG)
 
 
-# In the process
+class _Life:
+    """That of a process."""
+
+    def __init__(self, pid: int) -> None:
+        self._pidfd = os.pidfd_open(pid)
+
+    def end(self) -> None:
+        """End it; when the kernel does not let it die in END_S seconds, later."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self.over(END_S)
+
+    def over(self, wait_s: float) -> bool:
+        """Whether it has ended, or does within `wait_s` seconds."""
+        if self._pidfd >= 0:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            if poll.poll(wait_s * 1000):
+                os.close(self._pidfd)
+                self._pidfd = -1
+        return self._pidfd < 0
 
 
-def _decode(sock: socket.socket, memory: memoryview) -> None:
-    """Answer until the other end is gone."""
-    os.setpgid(0, 0)  # Ctrl-C is meant for the other one
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    _close_all_but(sock.fileno())
-    bound_tables(_TABLE_BYTES_MAX)
-    sock.settimeout(UNUSED_S)
-    libraries = _Libraries()
-    with contextlib.suppress(OSError):
-        while True:
-            with contextlib.suppress(TimeoutError):
-                request = sock.recv(_REQUEST_BYTES_MAX)
-                if not request:
-                    return
-                sock.send(_GOOD if _decoded(libraries, request, memory) else _BAD)
-            libraries.close_unused()
+def _pair() -> tuple[socket.socket, socket.socket]:
+    """Our end, which waits for an answer ANSWER_S seconds at most, and theirs."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(ANSWER_S)
+    return ours, theirs
 
 
-def _close_all_but(kept: int) -> None:
-    """What was open stays so for the other process alone."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for number in map(int, os.listdir("/proc/self/fd")):
-        if number < 3:
-            os.dup2(nowhere, number)
-        elif number != kept:
-            with contextlib.suppress(OSError):  # the listing's own
-                os.close(number)
-
-
-def _decoded(libraries: _Libraries, request: bytes, memory: memoryview) -> bool:
-    directory, position, length, parts = json.loads(request)
-    library = libraries.of(directory)
-    block = memory[position : position + length]
-    try:
-        if length > sum(span for *_, span, _ in parts) * FRAME:
-            block[:] = bytes(length)
-        for name, root, number, span, at in parts:
-            place = block[at * FRAME : (at + span) * FRAME]
-            library.read(name, bytes.fromhex(root), number, span, place=place)
-    except Exception:  # whoever asked will meet it, and say what and where
-        return False
-    return True
-
-
-class _Libraries:
-    """The libraries of the directories that are being read."""
-
-    def __init__(self) -> None:
-        self._used: dict[str, tuple[Library, float]] = {}
-
-    def of(self, directory: str) -> Library:
-        """The library of a directory, open."""
-        if directory in self._used:
-            library = self._used[directory][0]
-        else:
-            library = Library(Path(directory))
-            library.acquire()
-        self._used[directory] = library, time.monotonic()
-        return library
-
-    def close_unused(self) -> None:
-        """Close the pack files that nobody reads any more."""
-        since = time.monotonic() - UNUSED_S
-        for directory in [name for name, (_, at) in self._used.items() if at < since]:
-            self._used.pop(directory)[0].release()
+def _answer(sock: socket.socket) -> bytes:
+    answer = sock.recv(32)
+    if not answer:
+        raise ConnectionResetError("it ended")
+    return answer

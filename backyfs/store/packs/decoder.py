@@ -1,0 +1,130 @@
+"""What the processes that decode (decoders.py) do, and the fork server that they come from.
+
+They know nothing but pack files and the memory they share, and end with whoever asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+from backyfs.model import FRAME
+from backyfs.store.packs.library import Library
+from backyfs.store.packs.packfile import bound_tables
+
+GOOD, BAD = b"y", b"n"
+UNUSED_S = 1.0
+"""So long they keep pack files open that nobody reads: what gc removed must be given back."""
+_TABLE_BYTES_MAX = 4 << 20
+_REQUEST_BYTES_MAX = 64 << 10
+
+
+def serve(sock: socket.socket, memory: memoryview) -> None:
+    """The fork server: fork a process that decodes for every socket that comes, until none comes.
+
+    The answer is the number of the process, 0 where there could be none.
+    """
+    _be_alone(sock)
+    with contextlib.suppress(OSError):
+        while True:
+            _, descriptors, *_ = socket.recv_fds(sock, 1, 1)
+            if not descriptors:
+                return
+            with socket.socket(fileno=descriptors[0]) as theirs:
+                pid = _forked(theirs, memory)
+            sock.send(str(pid).encode())
+
+
+def _forked(sock: socket.socket, memory: memoryview) -> int:
+    try:
+        pid = os.fork()
+    except OSError:
+        return 0
+    if not pid:
+        try:
+            decode(sock, memory)
+        finally:
+            os._exit(0)
+    return pid
+
+
+def decode(sock: socket.socket, memory: memoryview) -> None:
+    """Answer until the other end is gone.
+
+    A question is JSON: the directory of the packs, the place in `memory`, its length, the parts.
+    """
+    _be_alone(sock)
+    bound_tables(_TABLE_BYTES_MAX)
+    sock.settimeout(UNUSED_S)
+    libraries = _Libraries()
+    with contextlib.suppress(OSError):
+        while True:
+            with contextlib.suppress(TimeoutError):
+                request = sock.recv(_REQUEST_BYTES_MAX)
+                if not request:
+                    return
+                sock.send(GOOD if _decoded(libraries, request, memory) else BAD)
+            libraries.close_unused()
+
+
+def _be_alone(sock: socket.socket) -> None:
+    """Have nothing to do with the process that we were forked from."""
+    os.setpgid(0, 0)  # Ctrl-C is meant for the other one
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no child is waited for
+    _close_all_but(sock.fileno())
+
+
+def _close_all_but(kept: int) -> None:
+    """What was open stays so for the other process alone."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number < 3:
+            os.dup2(nowhere, number)
+        elif number != kept:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(number)
+
+
+def _decoded(libraries: _Libraries, request: bytes, memory: memoryview) -> bool:
+    directory, position, length, parts = json.loads(request)
+    library = libraries.of(directory)
+    block = memory[position : position + length]
+    try:
+        if length > sum(span for *_, span, _ in parts) * FRAME:
+            block[:] = bytes(length)
+        for name, root, number, span, at in parts:
+            place = block[at * FRAME : (at + span) * FRAME]
+            library.read(name, bytes.fromhex(root), number, span, place=place)
+    except Exception:  # whoever asked will meet it, and say what and where
+        return False
+    return True
+
+
+class _Libraries:
+    """The libraries of the directories that are being read."""
+
+    def __init__(self) -> None:
+        self._used: dict[str, tuple[Library, float]] = {}
+
+    def of(self, directory: str) -> Library:
+        """The library of a directory, open."""
+        if directory in self._used:
+            library = self._used[directory][0]
+        else:
+            library = Library(Path(directory))
+            library.acquire()
+        self._used[directory] = library, time.monotonic()
+        return library
+
+    def close_unused(self) -> None:
+        """Close the pack files that nobody reads any more."""
+        since = time.monotonic() - UNUSED_S
+        for directory in [name for name, (_, at) in self._used.items() if at < since]:
+            self._used.pop(directory)[0].release()
