@@ -43,9 +43,14 @@ class Retry:
 
 
 class Job:
-    """A job of the running scheduler; only its own task (and a reload) changes it."""
+    """A job of the running scheduler; only its own task (and a reload) changes it.
 
-    def __init__(self, config: SiteJob, memory: Memory, world: World) -> None:
+    What its memory has in wall time is kept in steady time here, so that no set clock moves it.
+    """
+
+    def __init__(
+        self, config: SiteJob, memory: Memory, world: World, *, retry_longest_s: float
+    ) -> None:
         self.config = config
         self.memory = memory
         self.history = History()
@@ -61,8 +66,8 @@ class Job:
         self._offset = planning.offset_s(config.name, config.schedule)
         self.known = False
         self._hold = 0.0
-        if not memory.first_seen:
-            memory.first_seen = world.wall()
+        self._first_seen, self._retry_at = self._recall(retry_longest_s)
+        self._remember()
 
     @property
     def name(self) -> str:
@@ -149,22 +154,20 @@ class Job:
         plan = self._plan(wall)
         if self.forced:
             return Plan(wall, plan.tags)
-        if self.memory.retry_at:
-            return Plan(self.memory.retry_at, plan.tags)
+        if self._retry_at:
+            return Plan(self._retry_at + wall - self._world.steady(), plan.tags)
         hold = self._hold - self._world.steady()
         return Plan(max(plan.at, wall + hold), plan.tags) if hold > 0 else plan
 
     def _plan(self, wall: float) -> Plan:
-        newest = self.history.wall(wall - self._world.steady())
-        first_seen = self.memory.first_seen
+        ahead = wall - self._world.steady()
+        newest, first_seen = self.history.wall(ahead), self._first_seen + ahead
         return planning.plan(self.config.schedule, self._offset, newest, wall, first_seen)
 
     def since(self) -> float:
         """The wall time of the newest good revision, else when the job was first seen."""
-        wall = self._world.wall()
-        if self.history.good:
-            return self.history.good.at + wall - self._world.steady()
-        return min(self.memory.first_seen, wall)
+        at = self.history.good.at if self.history.good else self._first_seen
+        return at + self._world.wall() - self._world.steady()
 
     def deadline(self) -> float:
         """When the job breaks its SLA, in steady time: its rank among those that wait."""
@@ -177,7 +180,7 @@ class Job:
 
     def succeeded(self) -> None:
         """Note a good end of a backup."""
-        self.memory.failures, self.memory.retry_at = 0, 0.0
+        self.memory.failures, self.memory.retry_at, self._retry_at = 0, 0.0, 0.0
         self.memory.code, self.memory.reason = 0, ""
 
     def failed(self, outcome: Outcome, retry: Retry) -> None:
@@ -187,11 +190,26 @@ class Job:
             self.memory.failures += 1
             wait = backoff.wait_s(self.memory.failures, retry.first_s, retry.longest_s)
         self.memory.code, self.memory.reason = outcome.code, outcome.reason
-        self.memory.retry_at = self._world.wall() + min(wait, retry.longest_s)
+        self._retry_at = self._world.steady() + min(wait, retry.longest_s)
+        self._remember()
 
-    def clock_was_set(self, by_s: float) -> None:
+    def clock_was_set(self) -> None:
         """Keep the distance of what was to happen; wake up and plan anew."""
-        self.memory.first_seen += by_s
-        if self.memory.retry_at:
-            self.memory.retry_at += by_s
+        self._remember()
         self.wake()
+
+    def _remember(self) -> None:
+        """Have the memory say in wall time when that is."""
+        ahead = self._world.wall() - self._world.steady()
+        self.memory.first_seen = self._first_seen + ahead
+        self.memory.retry_at = self._retry_at + ahead if self._retry_at else 0.0
+
+    def _recall(self, retry_longest_s: float) -> tuple[float, float]:
+        """When it was first seen, and when to try again, in steady time (0: as scheduled).
+
+        What the memory has beyond that comes from a clock that was wrong.
+        """
+        wall, steady, memory = self._world.wall(), self._world.steady(), self.memory
+        first_seen = min(memory.first_seen or wall, wall)
+        wait = min(memory.retry_at - wall, retry_longest_s)
+        return first_seen - wall + steady, steady + wait if memory.retry_at else 0.0

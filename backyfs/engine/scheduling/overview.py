@@ -39,7 +39,8 @@ def _row(
     live: dict[str, Any] | None,
     fresh: bool,
 ) -> dict[str, Any]:
-    job = Job(config, memory or Memory(first_seen=_first_seen(site)), world)
+    memory = memory or Memory(first_seen=_first_seen(site))
+    job = Job(config, memory, world, retry_longest_s=site.settings.retry_longest_s)
     status = str(Status.WAITING)
     try:
         job.learn(contents_of(site.directory(config.name)))

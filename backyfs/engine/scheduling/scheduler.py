@@ -128,7 +128,8 @@ class Scheduler:
         return {name: job.memory for name, job in self.jobs.items()}
 
     def _add(self, name: str) -> None:
-        job = Job(self.site.jobs[name], self._memories.get(name) or Memory(), self._world)
+        memory, longest_s = self._memories.get(name) or Memory(), self.site.settings.retry_longest_s
+        job = Job(self.site.jobs[name], memory, self._world, retry_longest_s=longest_s)
         self.jobs[name] = job
         assert self._backups is not None
         self._backups.start_soon(self._keep, job)
@@ -234,7 +235,7 @@ class Scheduler:
                     by_s = now[0] - before[0]
                     log.warning("the clock was set", {"by_s": round(by_s, 1)})
                     for job in self.jobs.values():
-                        job.clock_was_set(by_s)
+                        job.clock_was_set()
                     before = now
                 for job in self._slow_in_fast_slots():
                     nursery.start_soon(self._move, job)

@@ -282,3 +282,28 @@ async def test_a_clock_that_is_set_before_the_first_backup(
         await trio.sleep(1.1 * DAY)
         assert all(vm.made for vm in world.vms.values())
         assert len(world.vms) == 50
+
+
+@pytest.mark.parametrize("jump", [-400 * DAY, 400 * DAY])
+async def test_a_failure_before_it_was_seen_that_the_clock_was_set(
+    clock: JumpingClock, jump: float
+) -> None:
+    world = World(fails=lambda name, now, rng: 13)
+    async with running(Scheduler(site({"a": DAILY}), world, clock_poll_s=30)) as scheduler:
+        await trio.sleep(65)
+        world.jump += jump
+        scheduler.trigger("a")
+        await trio.sleep(7 * HOUR)
+        assert 7 <= len(world.starts) <= 10
+        assert scheduler.memories()["a"].retry_at < world.wall() + 6 * HOUR
+
+
+async def test_what_was_remembered_while_the_clock_was_wrong(clock: JumpingClock) -> None:
+    world = World(fails=lambda name, now, rng: 13)
+    ahead = START + 400 * DAY
+    memory = Memory(first_seen=ahead, failures=3, retry_at=ahead, code=13)
+    async with running(Scheduler(site({"a": DAILY}), world, {"a": memory})) as scheduler:
+        await trio.sleep(6 * HOUR + 1)
+        assert len(world.starts) == 1
+        await trio.sleep(1.5 * DAY)
+        assert scheduler.jobs["a"].overdue_s()
