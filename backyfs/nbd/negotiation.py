@@ -40,6 +40,13 @@ class Opened:
     allocation: bool
 
 
+NAME_S = 1.0
+"""How much longer we wait for each name that the client was told: it may ask about all of them.
+
+libnbd 1.14 alone takes 0.2 s for each.
+"""
+
+
 class Negotiation:
     """Runs a handshake over a stream. `limiter` bounds the threads that look into the store.
 
@@ -119,9 +126,10 @@ class Negotiation:
         self.link = link
 
     async def _list(self) -> None:
-        pieces = self.handshake.listed(self._exports.listed())
+        told, pieces = self.handshake.told, self.handshake.listed(self._exports.listed())
         while (piece := await self._ask(lambda: next(pieces, None))) is not None:
             await self.link.send(piece)
+        self._patience.deadline += NAME_S * (self.handshake.told - told)
 
     async def _contexts(self, event: MetaContexts) -> None:
         try:

@@ -354,6 +354,17 @@ def test_a_flood_of_options_closes() -> None:
         after(handshake, option(99))
 
 
+def test_who_lists_may_ask_about_each_name() -> None:
+    handshake = greeted()
+    assert isinstance(after(handshake, option(Option.LIST)), ListExports)
+    assert b"".join(handshake.listed((f"vm/{n}", "") for n in range(1000)))
+    handshake.receive(option(99) * 4063)
+    for _ in range(4063):
+        assert isinstance(handshake.next_event(), Reply)
+    with pytest.raises(ProtocolError, match="4064 options"):
+        after(handshake, option(99))
+
+
 # ---- any split, any bytes ------------------------------------------------------------------------
 
 CONVERSATION = b"".join(

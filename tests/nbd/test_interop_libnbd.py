@@ -7,6 +7,7 @@ import filecmp
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from tests.cli.program import PROGRAM
 from tests.filesystems import unmount
 from tests.mount.mounts import eventually
 from tests.nbd.disks import SIZE
-from tests.nbd.service import Service, client, client_fails, serving_at
+from tests.nbd.service import Service, client, client_fails, serving, serving_at
 from tests.nbd.site import FRAME, PIECES, STORES, TIB, Site
 from tests.parts import require
 
@@ -311,6 +312,14 @@ print(json.dumps({
 
 
 # ---- other ways to connect ---------------------------------------------------------------------
+
+
+def test_a_long_list_is_shown_whole(site: Site, tmp_path: Path) -> None:
+    for number in range(70 // len(site.ids("huge-packs"))):
+        shutil.copytree(site.base / "huge-packs", tmp_path / "vms" / f"vm{number}")
+    with serving(tmp_path / "vms", tmp_path / "log") as service:
+        listed = json.loads(client("nbdinfo", "--list", "--json", service.uri()))["exports"]
+    assert len(listed) >= 60
 
 
 def test_a_unix_socket(site: Site, tmp_path: Path) -> None:

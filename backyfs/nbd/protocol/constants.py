@@ -139,6 +139,8 @@ STRING_BYTES_MAX: Final = 4096
 """Longest string of the protocol: names, descriptions, error texts."""
 OPTION_BYTES_MAX: Final = 64 << 10
 OPTIONS_MAX: Final = 64
+OPTIONS_PER_NAME: Final = 4
+"""How many more a client may send for each name it was told: `nbdinfo --list` asks about all."""
 BLOCK_MIN: Final = 1
 BLOCK_PREFERRED: Final = 64 << 10
 PAYLOAD_BYTES_MAX: Final = 32 << 20

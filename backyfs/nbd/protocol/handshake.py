@@ -30,6 +30,7 @@ from backyfs.nbd.protocol.constants import (
     OPTION_MAGIC,
     OPTION_REPLY_MAGIC,
     OPTIONS_MAX,
+    OPTIONS_PER_NAME,
     PAYLOAD_BYTES_MAX,
     SERVER_GREETING,
     STRING_BYTES_MAX,
@@ -129,6 +130,8 @@ class Handshake:
         self._buffer = bytearray()
         self._flags: HandshakeFlag | None = None
         self._options = 0
+        self.told = 0
+        """Most names that a list told the client; it may ask about each of them."""
         self._meta: str | None = None
         self._done = False
         self.structured = False
@@ -175,8 +178,8 @@ class Handshake:
         data = bytes(self._buffer[_OPTION.size : _OPTION.size + length])
         del self._buffer[: _OPTION.size + length]
         self._options += 1
-        if self._options > OPTIONS_MAX:
-            raise ProtocolError(f"more than {OPTIONS_MAX} options")
+        if self._options > (most := OPTIONS_MAX + OPTIONS_PER_NAME * self.told):
+            raise ProtocolError(f"more than {most} options")
         return self._event(option, data)
 
     def _take_flags(self) -> bool:
@@ -253,8 +256,9 @@ class Handshake:
 
     def listed(self, exports: Iterable[tuple[str, str]]) -> Iterator[bytes]:
         """The answer to ListExports: names and descriptions, in pieces to send."""
-        piece = bytearray()
+        piece, told = bytearray(), 0
         for name, description in exports:
+            told += 1
             encoded = name.encode()
             text = _cut(description)
             piece += _reply(
@@ -263,6 +267,7 @@ class Handshake:
             if len(piece) >= _LIST_PIECE_BYTES:
                 yield bytes(piece)
                 piece.clear()
+        self.told = max(self.told, told)
         piece += _reply(Option.LIST, OptionReply.ACK)
         yield bytes(piece)
 
