@@ -144,7 +144,8 @@ async def _finished(argv: Sequence[str], given: bytes = b"") -> Outcome:
         await process.wait()
         # Something it left behind may hold its stderr open for ever.
         nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS_S
-    return Outcome(process.returncode or 0, _reason(bytes(tail)))
+    code = process.returncode or 0
+    return Outcome(code, _reason(bytes(tail)) if code >= 0 else _death(-code, bytes(tail)))
 
 
 async def _keep_tail(process: trio.Process, tail: bytearray) -> None:
@@ -176,6 +177,14 @@ def _reason(tail: bytes) -> str:
     lines = [line for line in tail.decode("utf-8", "replace").splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("backyfs: ") and ": warning:" not in line]
     return (ours or lines or [""])[-1].removeprefix("backyfs: ").strip()[:500]
+
+
+def _death(number: int, tail: bytes) -> str:
+    """Which signal ended a command, and the last it said."""
+    with contextlib.suppress(ValueError):
+        said = _reason(tail)
+        return f"killed by {signal.Signals(number).name}" + (f": {said}" if said else "")
+    return f"killed by signal {number}"
 
 
 def contents_of(directory: Path) -> Contents:

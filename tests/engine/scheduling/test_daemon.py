@@ -212,6 +212,17 @@ def test_jobs_and_callback_and_what_is_remembered(site: Site, tmp_path: Path) ->
     assert "memory of the last scheduler is lost" in site.log.read_text()
 
 
+def test_a_command_that_is_killed(site: Site, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho 'backyfs: warning: slow' >&2\nkill -9 $$\n")
+    program.chmod(0o755)
+    site.add("web01")
+    site.write("2s")
+    with site.scheduler(BACKY_CMD=str(program)):
+        eventually(lambda: site.status().get("web01", {}).get("failures"))
+        assert site.status()["web01"]["last_reason"] == "killed by SIGKILL: warning: slow"
+
+
 def test_it_tells_systemd(site: Site, tmp_path: Path) -> None:
     site.add("web01")
     site.write("1d")
