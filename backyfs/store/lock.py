@@ -24,18 +24,23 @@ _META_WAIT_S = 30.0
 _SHARE_WAIT_S = 2.0
 
 
+WAIT = "wait for it, or give --wait SECONDS"
+"""A hint, for what has that option."""
+_AGAIN = "try again when it has ended"
+
+
 @contextlib.contextmanager
-def exclusive(path: Path, wait_s: float, busy: str) -> Iterator[int]:
+def exclusive(path: Path, wait_s: float, busy: str, *, hint: str = _AGAIN) -> Iterator[int]:
     """Hold the exclusive lock of `path`; yields its descriptor. Busy after `wait_s` seconds."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
-        _take(fd, fcntl.LOCK_EX, wait_s, busy)
+        _take(fd, fcntl.LOCK_EX, wait_s, busy, hint)
         yield fd
     finally:
         os.close(fd)
 
 
-def _take(fd: int, mode: int, wait_s: float, busy: str) -> None:
+def _take(fd: int, mode: int, wait_s: float, busy: str, hint: str = _AGAIN) -> None:
     if _try(fd, mode):
         return
     deadline = time.monotonic() + wait_s
@@ -43,7 +48,7 @@ def _take(fd: int, mode: int, wait_s: float, busy: str) -> None:
         time.sleep(_POLL_S)
         if _try(fd, mode):
             return
-    raise Busy(busy, hint="wait for it, or give --wait SECONDS")
+    raise Busy(busy, hint=hint)
 
 
 def _try(fd: int, mode: int) -> bool:

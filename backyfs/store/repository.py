@@ -249,7 +249,7 @@ class Repository:
             )
         path = self.layout.lock
         busy = f"{self.name} is busy: {lock.holder(path)} is writing to it"
-        with lock.exclusive(path, wait_s, busy) as fd:
+        with lock.exclusive(path, wait_s, busy, hint=lock.WAIT) as fd:
             intent = lock.Intent(fd, path, self.fs)
             self._clean_up(intent)
             yield intent

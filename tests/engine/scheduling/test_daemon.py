@@ -163,6 +163,8 @@ def test_one_scheduler_per_base_directory(site: Site) -> None:
         eventually(site.status)
         said = refused("scheduler", "-c", site.config, code=75)
         assert said == f"another scheduler keeps {site.base}"
+        whole = backyfs("scheduler", "-c", site.config, code=75).err
+        assert "--wait" not in whole  # which it does not have
         process.terminate()
         assert process.wait(30) == 0
     assert "scheduler ended" in site.log.read_text()
