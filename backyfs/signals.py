@@ -1,4 +1,4 @@
-"""Signals that end a run, where their exceptions must not come: they wait for the end of a step.
+"""Signals that end a run, and where their exceptions must not come: they wait for a step's end.
 
 A signal's handler raises between any two steps of the main thread. While a module is imported that
 may be in a callback of the import system, where Python tells of it and goes on (the signal is
@@ -12,13 +12,21 @@ import signal
 from collections.abc import Iterator
 
 
+def ending() -> tuple[signal.Signals, ...]:
+    """Those that end a run. SIGHUP (a terminal or an ssh connection that closes) is one of them
+    unless whoever started us has it ignored, as nohup does.
+    """
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,)))
+
+
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM wait (where their handlers raise, in the main thread).
+    """Within, signals that end a run wait (where their handlers raise, in the main thread).
 
     Only where no other thread takes them in its place: threads of Ceph's libraries do not.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending())
     try:
         yield
     finally:

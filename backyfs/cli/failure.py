@@ -1,7 +1,7 @@
 """What a run ended with: one line on stderr and an exit code; a traceback only for a bug.
 
-Signals end a run like errors do: SIGTERM raises Interrupted in the main thread, so that every
-`with` and `finally` on the way out cleans up (the async commands: running.py).
+Signals end a run like errors do: SIGTERM and SIGHUP raise Interrupted in the main thread, so that
+every `with` and `finally` on the way out cleans up (the async commands: running.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import NamedTuple, TextIO
 
 import click
 
+from backyfs import signals
 from backyfs.errors import BackyfsError, OutputError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -40,12 +41,16 @@ class Failure(NamedTuple):
     hint: str = ""
 
 
-def raise_on_sigterm() -> None:
-    """Make SIGTERM raise Interrupted in the main thread."""
-    signal.signal(signal.SIGTERM, _raise)
+def raise_on_signals() -> None:
+    """Make the signals that end a run raise Interrupted in the main thread; SIGINT is Python's."""
+    for number in signals.ending():
+        if number != signal.SIGINT:
+            signal.signal(number, _raise)
 
 
 def _raise(number: int, _: FrameType | None) -> None:
+    if number == signal.SIGHUP:  # shell and kernel both send it: clean up only once
+        signal.signal(number, signal.SIG_IGN)
     raise Interrupted(number)
 
 

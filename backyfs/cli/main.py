@@ -18,7 +18,7 @@ other one. The pattern:
 - `Session` (session.py) carries the global options; `session.repository()` opens the repository.
 - `selection.pick` and `selection.pick_one` turn a SPEC into records.
 - An async library function runs through `running.run(function, *arguments)`, which imports trio
-  and turns SIGINT and SIGTERM into cancellation; synchronous commands get `Interrupted` (a
+  and turns signals that end a run into cancellation; synchronous commands get `Interrupted` (a
   BaseException) raised in the main thread, so `finally` and `with` clean up in both.
 - Expected errors are raised as BackyfsError (or OSError); they are printed here and nowhere else.
 - Results go to stdout, everything else to stderr; `output.warn` writes a warning.
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in args
     streams.prepare()
     try:
-        failure.raise_on_sigterm()
+        failure.raise_on_signals()
         if "_BACKYFS_COMPLETE" in os.environ:
             program.main(args, prog_name="backyfs", complete_var="_BACKYFS_COMPLETE")
         return _run(args)

@@ -14,12 +14,13 @@ EXIT_CODES: Mapping[int, str] = {
     13: "the source cannot be read",
     14: "no space left",
     75: "busy: another process is writing to the repository; try again or give --wait",
+    129: "stopped by SIGHUP (the terminal or the connection was closed)",
     130: "stopped by SIGINT (Ctrl-C)",
     141: "the reader of stdout went away",
     143: "stopped by SIGTERM",
 }
 
-_ALWAYS = (0, 1, 2, 130, 141, 143)
+_ALWAYS = (0, 1, 2, 129, 130, 141, 143)
 _VM = (10,)
 _REVISION = (10, 11)
 _EXITS: Mapping[str, Sequence[int]] = {

@@ -23,7 +23,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from backyfs import notify
+from backyfs import notify, signals
 from backyfs.allocator import keep_freed_blocks
 from backyfs.errors import TargetError
 from backyfs.mount.handlers import Handlers
@@ -203,12 +203,9 @@ async def _announce(options: Options, mount: Mount | None, ready: Callable[[], N
 async def _end_on_signal(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    ends = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # in the background it is
-        ends.append(signal.SIGHUP)
-    with trio.open_signal_receiver(*ends) as signals:
+    with trio.open_signal_receiver(*signals.ending()) as arriving:  # in the background no SIGHUP
         task_status.started()
-        async for number in signals:
+        async for number in arriving:
             log.info("stopped by a signal", {"signal": signal.Signals(number).name})
             pyfuse3.terminate()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from backyfs import notify
+from backyfs import notify, signals
 from backyfs.allocator import keep_freed_blocks
 from backyfs.errors import TargetError
 from backyfs.nbd.exports import Exports
@@ -60,7 +60,7 @@ class Options:
 
 
 def serve(options: Options, ready: Callable[[list[str]], None]) -> None:
-    """Serve until SIGTERM or SIGINT; `ready` is told where, once clients can connect.
+    """Serve until SIGTERM, SIGINT or SIGHUP; `ready` is told where, once clients can connect.
 
     NoRepository, ConfigError, TargetError; BackyfsError when it cannot listen there.
     """
@@ -135,9 +135,9 @@ async def _serve(
 async def _stop_on_signal(
     server: Server, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(*signals.ending()) as arriving:
         task_status.started()
-        async for number in signals:
+        async for number in arriving:
             log.info("stopping", {"signal": signal.Signals(number).name})
             notify.tell(notify.STOPPING)
             server.stop()

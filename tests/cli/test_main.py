@@ -242,7 +242,7 @@ def interrupted(command: list[str | Path], directory: Path, pattern: str, number
     raise AssertionError("it was always over before it could be interrupted")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_backup_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     image = images.random_image(tmp_path / "big.img", 192 * MIB)
     directory = tmp_path / "vm"
@@ -254,7 +254,7 @@ def test_an_interrupted_backup_leaves_nothing(number: signal.Signals, tmp_path: 
     assert all(any(path.name.startswith(r["id"]) for r in left) for path in files)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_restore_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     image = images.random_image(tmp_path / "big.img", 192 * MIB)
     directory, out = tmp_path / "vm", tmp_path / "out"
@@ -265,6 +265,18 @@ def test_an_interrupted_restore_leaves_nothing(number: signal.Signals, tmp_path:
     err = interrupted(command, out, ".disk.img.*.partial", number)
     assert err == f"backyfs: stopped by {number.name}\n"
     assert not list(out.glob(".*"))
+
+
+def test_what_nohup_started_outlives_its_terminal(vm: Vm, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command: list[str | Path] = ["nohup", PROGRAM, "-b", vm.directory, "restore", pipe]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with pipe.open("rb") as stream:
+            begin = stream.read(10)
+            process.send_signal(signal.SIGHUP)
+            assert begin + stream.read() == vm.image.read_bytes()
+        assert process.wait(timeout=TIMEOUT_S) == 0
 
 
 def test_a_signal_ends_a_restore_whose_reader_sleeps(vm: Vm) -> None:

@@ -83,7 +83,7 @@ def started(*arguments: str | Path, **more: str) -> Iterator[Process]:
             process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_it_serves_logs_and_ends_cleanly(base: Path, tmp_path: Path, number: int) -> None:
     log = tmp_path / "log"
     with started("-l", log, "-b", base, "nbd-server", "-p", "0") as server:
