@@ -22,7 +22,7 @@ from backyfs.errors import TargetError
 from backyfs.model import Extent
 from backyfs.restore.direct import DirectFile
 from backyfs.restore.regular import HEAD_BYTES
-from backyfs.restore.target import BATCH_BYTES, WRITERS, pwrite_zeros, space_for
+from backyfs.restore.target import BATCH_BYTES, WRITERS, pwrite_zeros, using
 from backyfs.store.fs import SYSTEM, read_exactly
 
 _BLKZEROOUT = 0x127F
@@ -53,8 +53,9 @@ class Device:
             self._sector = _sector_bytes(self._fd)
             self._zeroing: list[Callable[[int, int], None]] = [self._punch, self._zero_out]
             if not keep:
-                pwrite_zeros(self._fd, 0, min(HEAD_BYTES, size))
-                os.fsync(self._fd)
+                with using(self.name):
+                    pwrite_zeros(self._fd, 0, min(HEAD_BYTES, size))
+                    os.fsync(self._fd)
         except BaseException:
             os.close(self._fd)
             raise
@@ -66,7 +67,7 @@ class Device:
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write `data` at byte `offset`."""
-        with space_for(self.name):  # a thin volume's pool may be full
+        with using(self.name):  # a thin volume's pool may be full
             self._bytes.write(offset, data)
 
     def zero(self, offset: int, length: int) -> None:
@@ -74,7 +75,7 @@ class Device:
         end = offset + length
         first = -(-offset // self._sector) * self._sector
         last = end // self._sector * self._sector
-        with space_for(self.name):
+        with using(self.name):
             if first >= last:
                 pwrite_zeros(self._fd, offset, length)
                 return
@@ -85,7 +86,8 @@ class Device:
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes of what the device holds now."""
-        return read_exactly(self._fd, length, offset)
+        with using(self.name, "read"):
+            return read_exactly(self._fd, length, offset)
 
     def data(self) -> Iterator[Extent]:
         """All of it: a device does not tell where it has data."""
@@ -110,7 +112,7 @@ class Device:
 
     def settle(self) -> None:
         """Flush the device."""
-        with space_for(self.name):
+        with using(self.name):
             os.fsync(self._fd)
 
     def finish(self) -> None:

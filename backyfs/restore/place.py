@@ -17,7 +17,7 @@ from backyfs.restore import device
 from backyfs.restore.device import Device, openers
 from backyfs.restore.regular import ExistingFile, KeptFile, NewFile
 from backyfs.restore.stream import Stream
-from backyfs.restore.target import Target
+from backyfs.restore.target import Target, using
 from backyfs.store.repository import is_repository
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def holds_data(where: str) -> bool:
     mode = _mode(where)
     if mode is None or not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         return False
-    with open(where, "rb", buffering=0) as stream:
+    with using(where, "read"), open(where, "rb", buffering=0) as stream:
         size = stream.seek(0, os.SEEK_END)
         if stat.S_ISREG(mode):
             return size > 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from backyfs.model import Extent
-from backyfs.restore.target import BATCH_BYTES, ZEROS, space_for, write_all
+from backyfs.restore.target import BATCH_BYTES, ZEROS, using, write_all
 
 _PIPE_BYTES = 1 << 20  # the largest an unprivileged process may ask for
 
@@ -36,7 +36,7 @@ class Stream:
     def write(self, offset: int, data: memoryview) -> None:
         """Write `data`; `offset` must be where the last bytes ended."""
         assert offset == self._position
-        with space_for(self.name), _named(self.name):
+        with using(self.name):
             write_all(self._fd, data)
         self._position += len(data)
 
@@ -63,13 +63,3 @@ class Stream:
         if self._owned:
             self._owned = False
             os.close(self._fd)
-
-
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    """A failed call on a descriptor says the number of its error only: add the name."""
-    try:
-        yield
-    except OSError as exc:
-        exc.filename = name
-        raise

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
-from backyfs.errors import NoSpace
+from backyfs.errors import NoSpace, TargetError
 from backyfs.model import Extent
 
 WRITERS = 6
@@ -90,17 +90,30 @@ class Rewritable(Target, Protocol):
         """Sorted, disjoint extents that may hold something else than zeros."""
 
 
+_HINTS = {
+    errno.EIO: "see why: dmesg",
+    errno.EFBIG: "its file system, or ulimit -f, allows no file of that size: restore elsewhere",
+}
+
+
 @contextlib.contextmanager
-def space_for(name: str) -> Iterator[None]:
-    """Turns a full target into NoSpace that names it."""
+def using(name: str, doing: str = "write to") -> Iterator[None]:
+    """Turns an error of the system into NoSpace or TargetError that names the target.
+
+    A reader that went away (BrokenPipeError) stays what it is.
+    """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as exc:
-        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise NoSpace(
-            f"no space left while restoring to {name}",
-            hint="free space there, or restore elsewhere",
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(
+                f"no space left while restoring to {name}",
+                hint="free space there, or restore elsewhere",
+            ) from exc
+        raise TargetError(
+            f"cannot {doing} {name}: {exc.strerror}", hint=_HINTS.get(exc.errno or 0, "")
         ) from exc
 
 

@@ -17,7 +17,9 @@ from backyfs.model import FRAME
 from backyfs.restore import device
 from backyfs.restore.place import holds_data, opened
 from backyfs.restore.transfer import restore
+from tests.mount.mounts import kill_with_helper, mounted
 from tests.parts import require
+from tests.reader.stores import make_vm
 from tests.restore.memory import MemoryImage, images, made
 
 MIB = 1 << 20
@@ -166,3 +168,22 @@ def test_whether_a_device_holds_data(loop: str) -> None:
     assert holds_data(loop)
     fill(loop, bytes(SIZE // 2) + b"x" * FRAME + bytes(SIZE // 2 - FRAME))
     assert holds_data(loop)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_device_that_fails_is_named(tmp_path: Path, keep: bool) -> None:
+    base, image = tmp_path / "base", made(SIZE, [0, 70])
+    base.mkdir()
+    make_vm(base, "web01", image.content)
+    with (
+        mounted(base, tmp_path / "mnt", scratch=tmp_path) as tree,
+        looped(tree.path / "web01/latest/disk.rw.img") as name,
+    ):
+        kill_with_helper(tree.pid, tree.path)
+        with (
+            pytest.raises(TargetError, match=f"cannot write to {name}: Input/output error"),
+            opened(name, SIZE, store=Path("/nowhere"), keep=keep) as target,
+        ):
+            restore(image, target)
+        with pytest.raises(TargetError, match=f"cannot read {name}: Input/output error"):
+            holds_data(name)

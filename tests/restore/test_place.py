@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import subprocess
 from pathlib import Path
 
@@ -116,6 +117,21 @@ def test_character_devices_and_fifos_are_streams(tmp_path: Path) -> None:
     assert reader.returncode == 0
     assert (tmp_path / "out").read_bytes() == image.content
     assert not holds_data(str(fifo))
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_file_may_not_be_that_large(tmp_path: Path, existing: bool) -> None:
+    path = tmp_path / "disk.img"
+    if existing:
+        path.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * MIB, hard))
+    try:
+        with pytest.raises(TargetError, match=r"cannot write to .*/disk\.img: File too large"):
+            to(path, made(16 * MIB, range(256)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == (["disk.img"] if existing else [])
 
 
 @pytest.mark.parametrize("existing", [False, True])
