@@ -27,7 +27,7 @@ from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 
-from backyfs.errors import BackyfsError, NoRepository
+from backyfs.errors import BackyfsError, Corrupt, NoRepository
 from backyfs.model import is_name, vm_name
 from backyfs.store.format import Damage
 from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, Layout
@@ -264,6 +264,8 @@ class Catalog:
                 view = self._read(name, directory, entry, stamp)
         except _GONE as exc:
             self._forget(name)
+            if is_repository(directory):  # half copied, half removed: not what `gone` means
+                raise Corrupt(f"{name}: the directory revisions/ is missing") from exc
             raise NoRepository(f"{self.base}: no VM {name!r}") from exc
         except BackyfsError:
             self._forget(name)

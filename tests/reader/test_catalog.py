@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from backyfs.errors import NoRepository, Unsupported
+from backyfs.errors import Corrupt, NoRepository, Unsupported
 from backyfs.model import Trust
 from backyfs.reader.catalog import Catalog
 from backyfs.store.quarantine import Bad
@@ -125,6 +125,24 @@ def test_vms_come_and_go(tmp_path: Path, clock: Clock) -> None:
     assert list(catalog.names()) == ["b"]
     with pytest.raises(NoRepository):
         catalog.vm("a")
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_vm_without_its_revisions_is_damaged_not_gone(
+    tmp_path: Path, clock: Clock, known: bool
+) -> None:
+    repository = make_vm(tmp_path, "vm", SMALL)
+    catalog = Catalog(tmp_path, clock=clock)
+    if known:
+        catalog.vm("vm")
+    away = repository.layout.revisions.rename(tmp_path / "away")
+    clock.now += 1
+    assert list(catalog.names()) == ["vm"]
+    for _ in range(2):
+        with pytest.raises(Corrupt, match="vm: the directory revisions/ is missing"):
+            catalog.vm("vm")
+    away.rename(repository.layout.revisions)
+    assert len(ids(catalog, "vm")) == 1
 
 
 def test_another_repository_in_the_same_place(tmp_path: Path, clock: Clock) -> None:
