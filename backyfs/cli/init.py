@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,15 @@ _PRICE = {
     "cow": "restores with cp and mounts at native speed; needs this btrfs or XFS",
     "packs": "compressed, checked on every read, moves with cp and rsync",
 }
+
+_CONTAINERS = (
+    (0, b"QFI\xfb", "qcow2"),
+    (0, b"KDMV", "VMDK"),
+    (0, b"vhdxfile", "VHDX"),
+    (0, b"conectix", "VHD"),
+    (64, b"\x7f\x10\xda\xbe", "VDI"),
+)
+"""What files that hold a disk in a format of their own have at which byte, and its name."""
 
 
 @click.command()
@@ -73,6 +83,8 @@ def command(
         make_way(directory)
         repository = Repository.create(directory, store)
     write_job(config, Job(kind, settings, BUILT_IN[schedule]))
+    if kind == "file":
+        _warn_of_containers(settings)
     if not session.quiet:
         what = f"{len(disks)} disks" if len(disks) > 1 else "1 disk"
         output.line(f"{repository.name}: {what}, store {repository.store} in {directory}")
@@ -90,6 +102,20 @@ def _settings(kind: str, sources: Sequence[str], vm: str) -> dict[str, Any]:
     if len(sources) > 1:
         raise UsageError(f"a source of type {kind} is named by one word")
     return {"image": sources[0]}
+
+
+def _warn_of_containers(settings: dict[str, Any]) -> None:
+    """Say so if a file is not the disk itself but a container with the disk in it."""
+    for path in settings.get("disks", {"": settings.get("filename")}).values():
+        begin = b""
+        with contextlib.suppress(OSError), open(path, "rb") as stream:  # the backup will say why
+            begin = stream.read(512)
+        for at, magic, name in _CONTAINERS:
+            if begin.startswith(magic, at):
+                output.warn(
+                    f"{path} is a {name} file: it is backed up as it is; mount, loop and"
+                    " nbd-server show that file, not the disk in it"
+                )
 
 
 def _of_files(sources: Sequence[str]) -> dict[str, Any]:

@@ -140,6 +140,19 @@ def test_init_of_what_is_not_there(tmp_path: Path) -> None:
     refused("-b", tmp_path / "vm", "init", "floppy", "A:", code=2)
 
 
+def test_init_warns_of_what_is_no_raw_image(tmp_path: Path) -> None:
+    require("qemu-img")
+    image, raw = tmp_path / "disk.img", tmp_path / "raw.img"
+    raw.write_bytes(bytes(MIB))
+    for name in ("qcow2", "vmdk", "vhdx", "vpc", "vdi"):
+        subprocess.run(["qemu-img", "create", "-q", "-f", name, image, "4M"], check=True)
+        done = backyfs("-b", tmp_path / name, "init", "file", f"a={raw}", f"b={image}")
+        shown = {"vmdk": "VMDK", "vhdx": "VHDX", "vpc": "VHD", "vdi": "VDI"}.get(name, name)
+        assert done.err.startswith(f"backyfs: warning: {image} is a {shown} file: ")
+        assert done.err.count("\n") == 1
+    assert not backyfs("-b", tmp_path / "raw", "init", "file", raw).err
+
+
 def test_a_source_that_cannot_be_read(vm: Vm) -> None:
     ids = vm.ids
     vm.image.unlink()
