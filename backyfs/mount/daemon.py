@@ -106,6 +106,11 @@ def umount(mountpoint: Path, *, lazy: bool = False, wait_s: float = _END_S) -> N
         raise TargetError(f"nothing is mounted at {point}", hint="see: findmnt -t " + FSTYPE)
     if found.fstype != FSTYPE:
         raise TargetError(f"{point} is a mount of {found.fstype}, not of backyfs")
+    if os.geteuid() not in (0, found.owner) and found.owner >= 0:
+        raise TargetError(
+            f"{point} was mounted by another user (uid {found.owner})",
+            hint="only that user and root can unmount it",
+        )
     with serving(found.device) as process:
         unmount(point, lazy=lazy or is_dead(found))
         if process is not None and not lazy and not process.wait(wait_s):

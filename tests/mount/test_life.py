@@ -372,6 +372,20 @@ def test_others(base: Path, point: Path, allowed: bool) -> None:
 
 
 @pytest.mark.usefixtures("open_path")
+def test_the_mount_of_another_user_stays(base: Path, point: Path) -> None:
+    if as_nobody(sys.executable, "-c", "import backyfs.cli.main").returncode:
+        pytest.skip("other users cannot reach this interpreter")
+    with mounted(base, point) as tree:
+        done = as_nobody(sys.executable, "-m", "backyfs", "umount", point)
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"backyfs: {point} was mounted by another user (uid 0)\n"
+            "  only that user and root can unmount it\n"
+        )
+        assert tree.alive()
+
+
+@pytest.mark.usefixtures("open_path")
 def test_a_plain_user_mounts_and_unmounts(tmp_path: Path) -> None:
     """With a /dev/fuse that users may open, as on most systems, in a mount namespace of its own."""
     require("root")
