@@ -199,7 +199,7 @@ class _Told(_Brief):
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record).removeprefix(f"{PROGRAM}: {record.levelname.lower()}: ")
-        return json.dumps({"message_type": "warning", "message": text}, ensure_ascii=False)
+        return json.dumps({"message_type": "warning", "message": text})
 
 
 class _Json(logging.Formatter):

@@ -163,7 +163,7 @@ def _print(failure: Failure, stream: TextIO, as_json: bool) -> None:
             "message": failure.message,
             "hint": failure.hint,
         }
-        print(json.dumps(value, ensure_ascii=False), file=stream)
+        print(json.dumps(value), file=stream)
     elif failure.message:
         print(f"backyfs: {failure.message}", file=stream)
         if failure.hint:

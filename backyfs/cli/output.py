@@ -73,8 +73,8 @@ def line(text: str) -> None:
 
 
 def json_line(value: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Print one JSON value on one line on stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    """Print one JSON value on one line on stdout; ASCII, which no locale can spoil."""
+    click.echo(json.dumps(value))
 
 
 def say(session: Session, text: str) -> None:

@@ -5,6 +5,9 @@ stay free: the next file opened would get the number 1 or 2, and what is meant f
 would be written into a repository. Closed stdin is empty, what goes to a closed stderr is lost, and
 writing to a closed stdout is an error, as it is for other programs.
 
+Names of files are bytes, and a locale may lack letters: on stdout a name goes out as it is where
+that is UTF-8, and what cannot be written otherwise is spelt out. Nothing fails for a letter.
+
 A full stdout must not read as a full store: what fails there is an OutputError, whoever writes.
 """
 
@@ -39,6 +42,7 @@ def prepare() -> None:
     # Python made None of those that were closed when it started.
     if sys.stdout is sys.__stdout__:
         sys.stdout = _naming(sys.stdout or os.fdopen(1, "w", closefd=False))
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
@@ -65,6 +69,12 @@ def _naming(stream: TextIO) -> TextIO:
     return io.TextIOWrapper(
         io.BufferedWriter(_Stdout(1, "w", closefd=False)),
         encoding=stream.encoding,
-        errors=stream.errors,
+        errors=_errors(stream.encoding),
         line_buffering=bool(stream.line_buffering),
     )
+
+
+def _errors(encoding: str) -> str:
+    """How to write what `encoding` has no letter for; odd bytes of names are surrogates."""
+    utf_8 = encoding.lower().replace("_", "-") == "utf-8"
+    return "surrogateescape" if utf_8 else "backslashreplace"

@@ -160,6 +160,7 @@ def test_a_reader_that_goes_away_is_no_noise(vm: Vm) -> None:
     [
         ("verify 0<&-", 0),
         ("backup 0<&- 2>&-", 0),
+        ("forget -r first 0<&-", 2),
         ("verify 2>&-", 0),
         ("restore -r nope - 2>&-", 11),
         ("restore - >&-", 1),
@@ -177,6 +178,45 @@ def test_closed_standard_streams(vm: Vm, command: str, code: int) -> None:
     assert "Traceback" not in done.stderr
     assert ("Bad file descriptor" in done.stderr) == (">&-" in command and "2>&-" not in command)
     backyfs("-b", vm.directory, "verify")
+
+
+LOCALES = ("utf-8:strict", "latin-1:strict", "ascii:strict")
+
+
+@pytest.mark.parametrize("encoding", LOCALES)
+def test_letters_that_the_locale_has_not(vm: Vm, tmp_path: Path, encoding: str) -> None:
+    """Names that are no text, and letters that cannot be printed, make no error."""
+    for command in ("help spec", "doctor"):
+        done = raw(encoding, "-b", vm.directory, *command.split())
+        assert b"Traceback" not in done.stderr
+        assert done.stdout
+    target = os.fsencode(tmp_path) + b"/\xff\xc3\xbc.img"
+    done = raw(encoding, "-b", vm.directory, "restore", "--json", target)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(done.stdout)["target"] == os.fsdecode(target)
+    done = raw(encoding, "-b", vm.directory, "restore", target, "--json")
+    assert done.returncode == 2
+    assert os.fsdecode(target) in json.loads(done.stderr)["message"]
+
+
+def test_a_path_is_printed_as_it_is(vm: Vm) -> None:
+    odd = os.fsencode(vm.directory.parent) + b"/\xff"
+    os.rename(vm.directory, odd)
+    found = raw("utf-8:strict", "-b", odd, "find").stdout.rstrip(b"\n")
+    assert found.startswith(odd)
+    assert os.path.exists(found)
+
+
+def raw(encoding: str, *arguments: bytes | str | Path) -> subprocess.CompletedProcess[bytes]:
+    """Run the program with standard streams of this encoding."""
+    return subprocess.run(
+        [PROGRAM, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        env=environment(PYTHONIOENCODING=encoding),
+        check=False,
+    )
 
 
 def on_full(directory: Path, *arguments: str) -> tuple[int, str]:
