@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -65,7 +66,7 @@ def command(
     The directory's name is the VM's name. What is backed up, and when, is written to the file
     `config` in it, which may be edited.
     """  # noqa: D301 - click takes a backspace for: leave these lines alone
-    from backyfs.config import BUILT_IN, Job, write_job
+    from backyfs.config import BUILT_IN, Job, job_text, write_job
     from backyfs.source import registry
     from backyfs.store.repository import Repository, is_repository
 
@@ -77,18 +78,32 @@ def command(
     source = registry.make(kind, settings)
     disks = source.disks()
     config = directory / "config"
+    job = Job(kind, settings, BUILT_IN[schedule])
+    job_text(config, job)  # what cannot be written is refused before anything is made
     if is_repository(directory) and not config.exists():
         repository = Repository.open(directory)  # an init that was interrupted, or a copy
     else:
         make_way(directory)
+        _spare(config)
         repository = Repository.create(directory, store)
-    write_job(config, Job(kind, settings, BUILT_IN[schedule]))
+    write_job(config, job)
     if kind == "file":
         _warn_of_containers(settings)
     if not session.quiet:
         what = f"{len(disks)} disks" if len(disks) > 1 else "1 disk"
         output.line(f"{repository.name}: {what}, store {repository.store} in {directory}")
         output.line(f"  {repository.store}: {_PRICE[repository.store]}")
+
+
+def _spare(config: Path) -> None:
+    """Nobody's file is replaced; UsageError. (Of a repository, `create` says that it is one.)"""
+    from backyfs.store.repository import is_repository
+
+    if os.path.lexists(config) and not is_repository(config.parent):
+        raise UsageError(
+            f"there is a file {config}, which init would replace",
+            hint="name a directory for this VM alone, -b BASE/VM; or move the file away",
+        )
 
 
 def _settings(kind: str, sources: Sequence[str], vm: str) -> dict[str, Any]:

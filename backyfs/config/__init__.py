@@ -5,7 +5,7 @@ with line and column, and what is written reads back equal. YAML is imported whe
 """
 
 from backyfs.config.interval import format_interval, parse_interval
-from backyfs.config.job import Job, read_job, write_job
+from backyfs.config.job import Job, job_text, read_job, write_job
 from backyfs.config.schedule import BUILT_IN, DAILY, HOURLY, Rule, Schedule
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Rule",
     "Schedule",
     "format_interval",
+    "job_text",
     "parse_interval",
     "read_job",
     "write_job",

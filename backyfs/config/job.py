@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,18 +121,29 @@ def write_job(path: Path, job: Job) -> None:
 
     ConfigError when a setting looks like a secret or cannot be written as YAML.
     """
+    data = job_text(path, job).encode()
+    try:
+        _publish(path, data)
+    except OSError as exc:
+        kind = NoSpace if exc.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
+        raise kind(f"cannot write {path}: {exc.strerror}") from exc
+
+
+def job_text(path: Path, job: Job) -> str:
+    """What the file `path` of `job` is to hold; ConfigError as for `write_job`."""
     for key in _keys(job.settings):
         if _SECRET.search(key):
             raise ConfigError(
                 f"{path}: {key!r} would be a secret in a file that travels with the backups",
                 hint=f"put it into a file of its own and set '{key}-file'",
             )
-    data = (_HEADER + _dumped(path, job)).encode()
-    try:
-        _publish(path, data)
-    except OSError as exc:
-        kind = NoSpace if exc.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
-        raise kind(f"cannot write {path}: {exc.strerror}") from exc
+    for text in _texts(job.settings):
+        if text.encode(errors="replace").decode() != text:
+            raise ConfigError(
+                f"{path} cannot hold {text!r}: it is not UTF-8",
+                hint="give it another name, or a symbolic link that has one",
+            )
+    return _HEADER + _dumped(path, job)
 
 
 def _publish(path: Path, data: bytes) -> None:
@@ -157,6 +168,17 @@ def _keys(value: object) -> Iterator[str]:
         for key, item in value.items():
             yield str(key)
             yield from _keys(item)
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _texts(item)
 
 
 def _dumped(path: Path, job: Job) -> str:

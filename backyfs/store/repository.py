@@ -21,6 +21,7 @@ from uuid import UUID
 from backyfs.errors import BackyfsError, Corrupt, NoRevision, Unsupported, UsageError
 from backyfs.model import new_revision_id
 from backyfs.store import lock, space
+from backyfs.store.choice import choose_store
 from backyfs.store.contract import StoredImage
 from backyfs.store.format import Damage, Format, GcReport, Place
 from backyfs.store.fs import SYSTEM, Fs, publish
@@ -62,13 +63,6 @@ def may_be_repository(path: Path) -> bool:
         return is_repository(path)
     except OSError:
         return path.name != "lost+found"  # which nobody but root may look into
-
-
-def choose_store(path: Path) -> str:
-    """What `auto` means for a repository in directory `path`: cow on btrfs, packs elsewhere."""
-    from backyfs.store.cow.reflink import is_btrfs
-
-    return COW if is_btrfs(path) else PACKS
 
 
 # The formats are imported by need: most of what a command imports is the one it works with.
@@ -124,7 +118,7 @@ class Repository:
         existed = path.exists()
         fs.mkdir(path)
         path = path.resolve()
-        chosen = choose_store(path) if store == "auto" else store
+        chosen = choose_store(path, store)
         layout = Layout(path)
         try:
             for directory in (layout.revisions, layout.quarantine):

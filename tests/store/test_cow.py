@@ -18,6 +18,7 @@ from blake3 import blake3
 from backyfs.errors import Busy, Corrupt, NoRevision, NoSpace, Unsupported, UsageError
 from backyfs.model import FRAME, Extent
 from backyfs.store import space
+from backyfs.store.choice import choose_store
 from backyfs.store.contract import Buffer
 from backyfs.store.cow import files as cow_files
 from backyfs.store.cow import target
@@ -30,7 +31,7 @@ from backyfs.store.format import Place
 from backyfs.store.fs import Fs
 from backyfs.store.header import SUM_MAGIC, Header
 from backyfs.store.record import Record
-from backyfs.store.repository import Repository, choose_store
+from backyfs.store.repository import Repository
 from tests.conftest import SmallFs
 from tests.store.contract import (
     DRAFT,
