@@ -50,9 +50,7 @@ class Session:
                 f"{self.directory} is a base directory of {len(vms)} VMs, not a VM's directory",
                 hint=f"name one of them, such as: backyfs -b {vms[0]} …",
             )
-        raise NoRepository(
-            f"no repository in {self.directory.resolve()}", hint=_how_to_make(self.directory)
-        )
+        raise _no_repository(self.directory)
 
     def site(self) -> Site:
         """The configuration of all jobs, sources included. ConfigError."""
@@ -110,6 +108,17 @@ def _failing(command: str) -> Iterator[None]:
         values = {"code": found.code, "reason": found.message}
         logging.getLogger(f"backyfs.cli.{command}").error("failed", values, extra=log.TOLD)
         raise
+
+
+def _no_repository(directory: Path) -> NoRepository:
+    """In a directory that is there."""
+    from backyfs.store.identity import HINT_LOST
+    from backyfs.store.layout import Layout
+
+    where = directory.resolve()
+    if any(Layout(where).revisions.glob("*.json")):
+        return NoRepository(f"{where} has revisions, but no repository.json", hint=HINT_LOST)
+    return NoRepository(f"no repository in {where}", hint=_how_to_make(directory))
 
 
 def _how_to_make(directory: Path) -> str:

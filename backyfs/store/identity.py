@@ -16,6 +16,12 @@ PACKS = "packs"
 COW = "cow"
 
 
+HINT_LOST = (
+    "the revisions are still there: put repository.json back from a copy of the directory; "
+    "without one: docs/operations.md, When data is damaged"
+)
+
+
 class Identity(NamedTuple):
     """The unchanging facts of a repository. `writable` is False with an unknown ro_compat."""
 
@@ -54,7 +60,10 @@ def read_identity(path: Path) -> Identity:
             f"{path.parent}: no repository here",
             hint="name one with -b DIR, or make one with: backyfs -b DIR init file IMAGE",
         ) from exc
-    value = unsealed(data, str(path))
+    try:
+        value = unsealed(data, str(path))
+    except Corrupt as exc:
+        raise Corrupt(exc.reason, hint=HINT_LOST) from exc
     _refuse_unknown(value, path)
     try:
         features = value["features"]
@@ -62,7 +71,7 @@ def read_identity(path: Path) -> Identity:
             UUID(value["uuid"]), value["store"], value["created"], not features["ro_compat"]
         )
     except (KeyError, TypeError, ValueError) as exc:
-        raise Corrupt(f"{path} lacks or garbles a field: {exc}") from exc
+        raise Corrupt(f"{path} lacks or garbles a field: {exc}", hint=HINT_LOST) from exc
 
 
 def _refuse_unknown(value: Mapping[str, Any], path: Path) -> None:

@@ -303,6 +303,13 @@ def test_an_unknown_feature(vm: Vm) -> None:
 def test_a_damaged_repository_file(vm: Vm) -> None:
     (vm.directory / "repository.json").write_text("{")
     refused("-b", vm.directory, "status", code=12)
+    assert "put repository.json back" in backyfs("-b", vm.directory, "backup", code=12).err
+
+
+def test_a_lost_repository_file(vm: Vm) -> None:
+    (vm.directory / "repository.json").unlink()
+    assert "has revisions, but no" in refused("-b", vm.directory, "status", code=10)
+    assert "put repository.json back" in backyfs("-b", vm.directory, "status", code=10).err
 
 
 def test_an_unreadable_record_is_never_passed_over_silently(vm: Vm, tmp_path: Path) -> None:
