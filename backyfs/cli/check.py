@@ -171,7 +171,6 @@ def command(
 
 
 def _checked(session: Session, ignore: Sequence[str]) -> Check:
-    from backyfs.config import read_job
     from backyfs.engine.check import check, check_directories
     from backyfs.store.repository import is_repository
 
@@ -180,16 +179,18 @@ def _checked(session: Session, ignore: Sequence[str]) -> Check:
     own = [session.directory.resolve()] if is_repository(session.directory) else session.vms()
     if not own:
         return check(session.site(), ignore=ignore)
-    vms = [(path, read_job(path / "config").schedule) for path in own]
-    return check_directories(vms, session.directory, ignore=ignore)
+    return check_directories(own, session.directory, ignore=ignore)
 
 
 def headline(result: Check) -> str:
     """The line a monitoring system shows, with performance data."""
     late = [job for job in result.jobs if job.late]
     count = f"{len(result.jobs)} job{'s' if len(result.jobs) != 1 else ''}"
+    known = sum(job.known for job in result.jobs)
     if late:
         text = f"{len(late)} of {count} not within SLA"
+    elif known < len(result.jobs):
+        text = f"{known} of {count} within SLA"
     else:
         text = f"{count} within SLA"
     text += _ages(result)

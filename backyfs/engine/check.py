@@ -14,7 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from backyfs.config.schedule import Schedule
+from backyfs.config.job import read_job
+from backyfs.config.schedule import DAILY
 from backyfs.config.site import Site
 from backyfs.engine.health import (
     CLOCK_SKEW,
@@ -25,6 +26,7 @@ from backyfs.engine.health import (
     examine,
     in_words,
 )
+from backyfs.errors import ConfigError
 from backyfs.model import is_name
 from backyfs.store import lock, space
 from backyfs.store.record import parse_time
@@ -92,15 +94,23 @@ def check(site: Site, *, ignore: Collection[str] = (), now: datetime | None = No
 
 
 def check_directories(
-    vms: Iterable[tuple[Path, Schedule]],
+    vms: Iterable[Path],
     base: Path,
     *,
     ignore: Collection[str] = (),
     now: datetime | None = None,
 ) -> Check:
     """Look at VMs by their own configuration, where there is none of the site."""
-    expected = [Expected(path.name, path, schedule) for path, schedule in vms]
+    expected = [_by_itself(path) for path in vms]
     return _looked_at(expected, base, now or datetime.now(UTC), [], ignore, [])
+
+
+def _by_itself(path: Path) -> Expected:
+    """What the VM's own configuration says. One that cannot be read hides no other VM."""
+    try:
+        return Expected(path.name, path, read_job(path / "config").schedule)
+    except ConfigError as exc:
+        return Expected(path.name, path, DAILY, problem=f"no schedule known: {exc}")
 
 
 def _looked_at(

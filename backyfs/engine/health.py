@@ -63,6 +63,7 @@ class Expected:
     `known_since`: when the job was first seen, for one that never had a backup.
     `verify_interval_s`: how old the last look at its data may get (0 = any age). `told`: the row
     of the scheduler's status about it, if there is one: for details, never for the judgement.
+    `problem`: why its own configuration cannot be read; the schedule is a guess then.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Expected:
     verify_interval_s: int = 0
     known_since: datetime | None = None
     told: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
 
     @property
     def sla_s(self) -> float:
@@ -110,6 +112,11 @@ class JobHealth:
         """Whether it is not within its SLA."""
         return any(finding.kind == "late" for finding in self.findings)
 
+    @property
+    def known(self) -> bool:
+        """Whether it could be told."""
+        return all(finding.kind != "repository" for finding in self.findings)
+
     def age(self, now: datetime) -> timedelta | None:
         """Of the newest good revision."""
         return max(now - self.good.time, timedelta(0)) if self.good else None
@@ -141,6 +148,8 @@ class _Seen:
 def examine(expected: Expected, now: datetime, held: lock.Held) -> JobHealth:
     """Look at one VM. Never raises for what is wrong with it: that is a finding."""
     health = JobHealth(expected)
+    if expected.problem:
+        health.find(Severity.UNKNOWN, "repository", expected.problem)
     try:
         repository = Repository.open(expected.path)
         _examine(health, repository, now, held)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -189,6 +190,24 @@ def test_without_a_configuration_of_all(vm: Vm, tmp_path: Path) -> None:
     for directory in (vm.directory, vm.directory.parent):
         done = backyfs("-c", nowhere, "-b", directory, "check", "--ignore", "disk")
         assert done.out.startswith("OK: 1 job within SLA")
+
+
+def test_a_broken_config_of_one_vm_hides_no_other(vm: Vm, tmp_path: Path) -> None:
+    base = vm.directory.parent
+    shutil.copytree(vm.directory, base / "web02")
+    (base / "web02" / "config").write_text("source: [")
+    arguments = ("-c", tmp_path / "none", "-b", base, "check")
+    found = backyfs(*arguments, "--json", code=3).json
+    assert [job["job"] for job in found["jobs"]] == ["web01", "web02"]
+    assert [(f["status"], f["kind"], f["job"]) for f in found["findings"]] == [
+        ("UNKNOWN", "repository", "web02")
+    ]
+    text = backyfs(*arguments, code=3).out
+    assert text.startswith("UNKNOWN: 1 of 2 jobs within SLA, newest ")
+    assert "web02: no schedule known: " in text
+    (vm.directory / "repository.json").write_text("{")
+    text = backyfs(*arguments, code=2).out
+    assert text.startswith("CRITICAL: 0 of 2 jobs within SLA")
 
 
 def test_no_data_is_opened_and_nothing_locked(tmp_path: Path, vm: Vm) -> None:
