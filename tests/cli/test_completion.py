@@ -60,13 +60,24 @@ def in_fish(path: Path, *words: str) -> list[str]:
 def in_zsh(path: Path, line: str, expected: str) -> str:
     """What a person sees who types a line and TAB, until `expected` is on the screen."""
     zsh = require("zsh", "completes")
+    setup = f"autoload -Uz compinit; compinit -u -D; source {path}; PS1="
+    return typed([zsh, "-f", "-i"], path.parent, setup, line, expected)
+
+
+def typed_in_bash(path: Path, line: str, expected: str) -> str:
+    bash = require("bash", "completes")
+    setup = f"source {path}; bind 'set enable-bracketed-paste off'; PS1="
+    return typed([bash, "--norc", "-i"], path.parent, setup, line, expected)
+
+
+def typed(shell: list[str], home: Path, setup: str, line: str, expected: str) -> str:
+    """What is on the screen when a line and TAB were typed into an interactive shell."""
     process, terminal = pty.fork()
     if process == 0:
-        os.execve(zsh, [zsh, "-f", "-i"], {**env(), "HOME": str(path.parent)})
+        os.execve(shell[0], shell, {**env(), "HOME": str(home)})
     seen = ""
     try:
-        setup = f"autoload -Uz compinit; compinit -u -D; source {path}; PS1=; echo re''ady\n"
-        os.write(terminal, setup.encode())
+        os.write(terminal, f"{setup}; echo re''ady\n".encode())
         seen = _until(terminal, "ready\r\n", seen)
         os.write(terminal, f"{line}\t".encode())
         return _until(terminal, expected, "")
@@ -120,6 +131,18 @@ def test_zsh(vm: Vm, tmp_path: Path) -> None:
     in_zsh(path, "backyfs usa", "usage")
     in_zsh(path, f"backyfs -b {vm.directory.parent}/w", "web01")
     in_zsh(path, f"backyfs -b {vm.directory} restore -r {vm.ids[-1][:-1]}", f"{vm.ids[-1]} ")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_words_with_colons(shell: str, vm: Vm, tmp_path: Path) -> None:
+    """Bash takes the colon for the end of a word; who typed `tag:` goes on all the same."""
+    path, type_in = script(shell, tmp_path), {"bash": typed_in_bash, "zsh": in_zsh}[shell]
+    find = f"backyfs -b {vm.directory} find -r"
+    type_in(path, f"{find} tag:da", "tag:daily ")
+    type_in(path, f"{find} trust:d", "trust:distrusted ")
+    type_in(path, f"{find} 'tag:we", "'tag:weekly' ")
+    type_in(path, f"{find} tag:da\t-", "tag:daily -")
+    type_in(path, f"backyfs --backup-dir={vm.directory.parent}/w", "web01 ")
 
 
 def test_jobs(tmp_path: Path) -> None:
