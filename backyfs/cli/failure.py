@@ -104,6 +104,8 @@ def _explain_one(error: BaseException) -> Failure | None:
         case BrokenPipeError():
             return Failure(128 + signal.SIGPIPE)
         case OSError():
+            if not _named(error) and _adrift():
+                return Failure(1, "the current directory is gone", "change to another one")
             return Failure(14 if error.errno in NO_SPACE else 1, _os_message(error))
         case MemoryError():
             return Failure(1, "out of memory")
@@ -134,6 +136,14 @@ _HINT_DIRECTORY = "did you mean -b/--backup-dir? (-r names a revision, after the
 def _os_message(error: OSError) -> str:
     what = error.strerror or str(error) or type(error).__name__
     return f"{os.fsdecode(error.filename)}: {what}" if _named(error) else what
+
+
+def _adrift() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 def _named(error: OSError) -> bool:

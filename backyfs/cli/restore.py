@@ -95,6 +95,8 @@ def command(
         backyfs -b /srv/backy/web01 restore -r 2026-11-14 rbd:pool/web01
         backyfs -b /srv/backy/web01 restore --delta rbd:pool/web01
     """  # noqa: D301 - click takes a backspace for: leave these lines alone
+    if not target:
+        raise BackyfsError("TARGET is empty", hint="name a file, a block device, or - for stdout")
     repository = session.repository()
     record = selection.pick_one(repository, spec, as_json=as_json)
     name = selection.disk_of(record, disk)

@@ -11,7 +11,7 @@ import click
 
 from backyfs.cli import describe, failure, options, output
 from backyfs.cli.session import Session
-from backyfs.errors import BackyfsError
+from backyfs.errors import BackyfsError, UsageError
 from backyfs.model import Consistency, Trust
 from backyfs.store.format import Damage
 from backyfs.store.record import Record, State
@@ -31,6 +31,8 @@ def command(session: Session, as_json: bool, as_yaml: bool) -> None:
     Known damage comes from verify, scrub, backups and readers: `backyfs verify` looks for more.
     Below are the reports of revisions that were found to differ from their source.
     """
+    if as_yaml and as_json:
+        raise UsageError("--json and --yaml exclude each other")
     if as_yaml:
         _show_yaml(session.repository())
         return

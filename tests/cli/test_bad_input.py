@@ -213,7 +213,7 @@ def test_a_device_is_compared_only_when_asked(vm: Vm, tmp_path: Path) -> None:
 def test_targets_that_are_none(vm: Vm, tmp_path: Path) -> None:
     restore = ("-b", vm.directory, "restore")
     assert "is a directory" in refused(*restore, tmp_path, code=1)
-    assert "is a directory" in refused(*restore, "", code=1)
+    assert "TARGET is empty" in refused(*restore, "", code=1)
     assert "no directory" in refused(*restore, tmp_path / "a" / "b", code=1)
     assert "lies in the repository" in refused(*restore, vm.directory / "x.img", code=1)
     rehearsal = (*restore, "-n")

@@ -75,6 +75,22 @@ def test_misuse_gets_a_hint(arguments: list[str], hint: str) -> None:
     assert hint in backyfs(*arguments, code=2).err
 
 
+def test_a_current_directory_that_is_gone(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f"cd {gone} && rmdir {gone} && exec {PROGRAM} status"
+    done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "backyfs: the current directory is gone\n" in done.stderr
+
+
+def test_one_form_of_output(vm: Vm) -> None:
+    for command in (["status", "--yaml"], ["usage", "--csv"]):
+        done = backyfs("-b", vm.directory, *command, "--json", code=2)
+        assert done.out == ""
+        assert "exclude each other" in json.loads(done.err)["message"]
+
+
 def test_other_names_of_commands(vm: Vm) -> None:
     assert backyfs("-b", vm.directory, "list").out == backyfs("-b", vm.directory, "status").out
     assert backyfs("tag", "--help").out.startswith("Usage: backyfs tag")
