@@ -89,7 +89,8 @@ class JobHealth:
     that is still to come. `attempted`: the newest of whatever kind. `running`: since when a
     backup is being made. `by_trust`: revisions by trust. `bad_frames`: in quarantine. `reports`:
     of revisions that differ from their source.
-    `checked`: when stored data was last read and compared.
+    `checked`: when stored data was last read and compared. `found`: the kinds of what was found,
+    of findings that are then ignored, too.
     """
 
     expected: Expected
@@ -101,6 +102,7 @@ class JobHealth:
     bad_frames: int = 0
     reports: int = 0
     findings: list[Finding] = field(default_factory=list)
+    found: set[str] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -110,12 +112,12 @@ class JobHealth:
     @property
     def late(self) -> bool:
         """Whether it is not within its SLA."""
-        return any(finding.kind == "late" for finding in self.findings)
+        return "late" in self.found
 
     @property
     def known(self) -> bool:
         """Whether it could be told."""
-        return all(finding.kind != "repository" for finding in self.findings)
+        return "repository" not in self.found
 
     def age(self, now: datetime) -> timedelta | None:
         """Of the newest good revision."""
@@ -124,6 +126,7 @@ class JobHealth:
     def find(self, severity: Severity, kind: str, text: str) -> None:
         """Note a finding."""
         self.findings.append(Finding(severity, kind, self.name, text))
+        self.found.add(kind)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,14 @@ def test_late_is_older_than_one_and_a_half_intervals(base: Base) -> None:
     assert base.kinds(now=NOW + timedelta(seconds=1)) == [("CRITICAL", "late")] * 2
 
 
+def test_what_is_ignored_is_no_finding_and_still_true(base: Base) -> None:
+    base.job("web01", 30 * HOUR)
+    base.job("db01", 40 * HOUR)
+    found = base.check("late")
+    assert not any(finding.kind == "late" for finding in found.findings)
+    assert {job.name: job.late for job in found.jobs} == {"web01": False, "db01": True}
+
+
 def test_what_was_never_backed_up_is_late_after_its_first_slot(base: Base) -> None:
     base.job("web01")
     assert base.kinds() == []
