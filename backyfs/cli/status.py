@@ -22,26 +22,27 @@ from backyfs.store.repository import Repository, is_repository
 @options.as_json
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print the revisions of a VM as Backy does.")
 @click.pass_obj
-def command(session: Session, as_json: bool, as_yaml: bool) -> None:
+def command(session: Session, as_json: bool, as_yaml: bool) -> int | None:
     """List the revisions of the VM, oldest first; of a base directory, its VMs.
 
     Dates are in the local zone, which the header names. Stored is what the backup added to the
     store. Trust is a judgement (trusted, verified, distrusted); Health is what is known: ok,
     damaged (bytes or files of it fail their checksum) or unreadable (its record cannot be read).
     Known damage comes from verify, scrub, backups and readers: `backyfs verify` looks for more.
-    Below are the reports of revisions that were found to differ from their source.
+    Below are the reports of revisions that were found to differ from their source. Exits 1 when a
+    VM of a base directory cannot be read; the others are listed.
     """
     if as_yaml and as_json:
         raise UsageError("--json and --yaml exclude each other")
     if as_yaml:
         _show_yaml(session.repository())
-        return
+        return None
     if session.directory.is_dir() and not is_repository(session.directory):
         vms = session.vms()
         if vms:
-            _show_base(session.directory, vms, as_json)
-            return
+            return _show_base(session.directory, vms, as_json)
     _show_vm(session.repository(), as_json)
+    return None
 
 
 def _show_vm(repository: Repository, as_json: bool) -> None:
@@ -137,15 +138,17 @@ def _value(
     }
 
 
-def _show_base(base: Path, vms: Sequence[Path], as_json: bool) -> None:
+def _show_base(base: Path, vms: Sequence[Path], as_json: bool) -> int | None:
     summaries = [_summarised(path) for path in vms]
+    code = 1 if any("error" in summary for summary in summaries) else None
     if as_json:
         output.json_line({"base": str(base.resolve()), "vms": summaries})
-        return
+        return code
     latest = f"Latest ({output.zone(datetime.now(UTC))})"
     header = ("VM", "Store", "Revisions", latest, "ID", "Size", "Stored", "Health")
     output.line(output.table(header, [_base_row(s) for s in summaries], right=(2, 5, 6)))
     output.line(f"{len(vms)} VM{'s' if len(vms) > 1 else ''}")
+    return code
 
 
 def _summarised(path: Path) -> dict[str, Any]:

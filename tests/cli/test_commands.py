@@ -165,7 +165,7 @@ def test_status_of_a_base_directory(vm: Vm) -> None:
     on(vm, "distrust", "-r", "first")
     damage(vm)
     on(vm, "verify", code=12)
-    out = backyfs("-b", vm.directory.parent, "status").out.splitlines()
+    out = backyfs("-b", vm.directory.parent, "status", code=1).out.splitlines()
     assert [line.split()[0] for line in out[2:]] == ["broken01", "new01", "web01", "3"]
     assert "damaged" in out[2]
     assert "ok" in out[3]

@@ -31,7 +31,7 @@ def base(vm: Vm) -> Path:
 
 
 def test_listings_name_it(vm: Vm, base: Path) -> None:
-    (dead, web01) = backyfs("-b", base, "status", "--json").json["vms"]
+    (dead, web01) = backyfs("-b", base, "status", "--json", code=1).json["vms"]
     assert (dead["vm"], web01["vm"]) == ("dead", vm.directory.name)
     assert "too long" in dead["error"]
     done = backyfs("-b", base, "usage", code=1)
