@@ -8,7 +8,7 @@ from typing import Any
 
 from backyfs.errors import Corrupt
 from backyfs.store import lock
-from backyfs.store.fs import publish
+from backyfs.store.fs import publish, read_file
 from backyfs.store.layout import TEMPORARY_SUFFIX
 from backyfs.store.record import parse_time, sealed, timestamp, unsealed
 from backyfs.store.repository import Repository
@@ -34,7 +34,7 @@ def position(repository: Repository) -> Position:
     """Where the present pass is; its beginning when nothing (readable) is known of it."""
     path = repository.path / STATE_NAME
     try:
-        value = unsealed(path.read_bytes(), str(path))
+        value = unsealed(read_file(path), str(path))
         return Position(
             seq=int(value["seq"]),
             disk=str(value["disk"]),
@@ -42,7 +42,7 @@ def position(repository: Repository) -> Position:
             started=_time(value["started"]),
             finished=_time(value["finished"]),
         )
-    except (FileNotFoundError, Corrupt, KeyError, TypeError, ValueError):
+    except (OSError, Corrupt, KeyError, TypeError, ValueError):
         return Position()
 
 

@@ -30,6 +30,7 @@ from types import MappingProxyType
 from backyfs.errors import BackyfsError, Corrupt, NoRepository
 from backyfs.model import is_name, vm_name
 from backyfs.store.format import Damage
+from backyfs.store.fs import is_medium_error
 from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, Layout
 from backyfs.store.record import Record, State
 from backyfs.store.repository import Repository, is_repository, may_be_repository
@@ -331,6 +332,20 @@ def _stamp(directory: Path) -> _Stamp:
     return _Stamp((identity.st_ino, identity.st_mtime_ns), revisions_ns, quarantine_ns)
 
 
+def _status(entry: os.DirEntry[str]) -> tuple[int, int]:
+    """When a file was changed, and its size. FileNotFoundError: it was removed.
+
+    Zeros where its inode is damaged: the ledger says more of that.
+    """
+    try:
+        status = entry.stat()
+    except OSError as exc:
+        if not is_medium_error(exc):
+            raise
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
 def _revisions(repository: Repository) -> tuple[dict[str, Revision], bool]:
     """The readable revisions by id, oldest first; and whether there are record files beside."""
     sizes: dict[str, int] = {}
@@ -339,9 +354,9 @@ def _revisions(repository: Repository) -> tuple[dict[str, Revision], bool]:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):
                 if entry.name.endswith(STATE_SUFFIX):
-                    states[entry.name.removesuffix(STATE_SUFFIX)] = entry.stat().st_mtime_ns
+                    states[entry.name.removesuffix(STATE_SUFFIX)] = _status(entry)[0]
                 elif entry.name.endswith(RECORD_SUFFIX):
-                    sizes[entry.name.removesuffix(RECORD_SUFFIX)] = entry.stat().st_size
+                    sizes[entry.name.removesuffix(RECORD_SUFFIX)] = _status(entry)[1]
     found = {
         record.id: Revision(
             record,

@@ -11,9 +11,9 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from backyfs.errors import NoSpace
 from backyfs.store.contract import Buffer
@@ -154,9 +154,13 @@ class Fs:
 
 MEDIUM_ERRORS = frozenset(
     {errno.EIO, errno.EREMOTEIO, errno.ENODATA, errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ}
+    | {errno.ELOOP, errno.ENXIO, errno.EFBIG}  # something else than our file has its name
 )
 """What the system answers when stored bytes cannot be had; all else (too many open files, no
 permission) says nothing about them."""
+
+SMALL_MAX = 256 << 20
+"""No file that is read whole (a record, a state) is larger; one that says so is damaged."""
 
 
 def is_medium_error(exc: OSError) -> bool:
@@ -244,10 +248,14 @@ def read_exactly(fd: int, length: int, offset: int) -> bytes:
 
 
 def allocated(path: Path) -> int:
-    """Bytes of the blocks a file takes on the medium; 0 when it is gone."""
+    """Bytes of the blocks a file takes on the medium; 0 when it is gone, or its inode damaged."""
     try:
         return os.stat(path).st_blocks * 512
     except FileNotFoundError:
+        return 0
+    except OSError as exc:
+        if not is_medium_error(exc):
+            raise
         return 0
 
 
@@ -257,8 +265,39 @@ def forget_pages(fd: int, offset: int = 0, length: int = 0) -> None:
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
 
+def is_named(path: Path) -> bool:
+    """Whether the name is there, whatever is behind it and whether or not it can be read."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as exc:
+        if not is_medium_error(exc):
+            raise
+    return True
+
+
+def open_file(path: Path) -> int:
+    """A descriptor to read the file. An error of the medium if something else has its name."""
+    # Not waiting makes no difference for files, but for a FIFO.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _require_file(os.fstat(fd), path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def read_file(path: Path) -> bytes:
-    """The whole of a small file."""
-    stream: BinaryIO
-    with open(path, "rb") as stream:
-        return stream.read()
+    """The whole of a small file. An error of the medium if it is none, or impossibly large."""
+    status = os.stat(path)
+    _require_file(status, path)
+    if status.st_size > SMALL_MAX:
+        raise OSError(errno.EFBIG, f"impossible size of {status.st_size} bytes", str(path))
+    return path.read_bytes()
+
+
+def _require_file(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EUCLEAN, "not a regular file", str(path))

@@ -10,11 +10,11 @@ from uuid import UUID, uuid4
 
 from backyfs.errors import Corrupt, NoRepository, Unsupported
 from backyfs.model import FRAME
+from backyfs.store.fs import is_medium_error, read_file
 from backyfs.store.record import FORMAT, sealed, timestamp, unsealed
 
 PACKS = "packs"
 COW = "cow"
-
 
 HINT_LOST = (
     "the revisions are still there: put repository.json back from a copy of the directory; "
@@ -54,14 +54,7 @@ class Identity(NamedTuple):
 def read_identity(path: Path) -> Identity:
     """The identity in the file `path`; NoRepository, Unsupported or Corrupt."""
     try:
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        raise NoRepository(
-            f"{path.parent}: no repository here",
-            hint="name one with -b DIR, or make one with: backyfs -b DIR init file IMAGE",
-        ) from exc
-    try:
-        value = unsealed(data, str(path))
+        value = unsealed(_read(path), str(path))
     except Corrupt as exc:
         raise Corrupt(exc.reason, hint=HINT_LOST) from exc
     _refuse_unknown(value, path)
@@ -72,6 +65,20 @@ def read_identity(path: Path) -> Identity:
         )
     except (KeyError, TypeError, ValueError) as exc:
         raise Corrupt(f"{path} lacks or garbles a field: {exc}", hint=HINT_LOST) from exc
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_file(path)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise NoRepository(
+            f"{path.parent}: no repository here",
+            hint="name one with -b DIR, or make one with: backyfs -b DIR init file IMAGE",
+        ) from exc
+    except OSError as exc:
+        if not is_medium_error(exc):
+            raise
+        raise Corrupt(f"{path} cannot be read: {exc.strerror}") from exc
 
 
 def _refuse_unknown(value: Mapping[str, Any], path: Path) -> None:

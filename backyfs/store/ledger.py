@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from backyfs.errors import BackyfsError, Corrupt, NoRevision, Unsupported
 from backyfs.model import Trust, is_name, is_revision_id
 from backyfs.store import lock
-from backyfs.store.fs import Fs, is_medium_error, publish
+from backyfs.store.fs import Fs, is_medium_error, is_named, publish, read_file
 from backyfs.store.layout import RECORD_SUFFIX, Layout, owner
 from backyfs.store.record import Record, State
 
@@ -66,13 +66,8 @@ class Ledger:
             fresh: dict[str, tuple[_Stamp, Record | BackyfsError]] = {}
             for entry in self._files():
                 with contextlib.suppress(FileNotFoundError):
-                    status = entry.stat()
-                    stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
                     revision = entry.name.removesuffix(RECORD_SUFFIX)
-                    known = self._records.get(revision)
-                    if known is None or known[0] != stamp:
-                        known = self._decoded(revision, stamp)
-                    fresh[revision] = known
+                    fresh[revision] = self._looked_up(revision, entry)
             self._records = fresh
             return {revision: item for revision, (_, item) in fresh.items()}
 
@@ -86,12 +81,19 @@ class Ledger:
         except FileNotFoundError as exc:
             raise Corrupt(f"{self.name}: the directory revisions/ is missing") from exc
 
-    def _decoded(self, revision: str, stamp: _Stamp) -> tuple[_Stamp, Record | BackyfsError]:
+    def _looked_up(
+        self, revision: str, entry: os.DirEntry[str]
+    ) -> tuple[_Stamp, Record | BackyfsError]:
         try:
+            status = entry.stat()
+            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            known = self._records.get(revision)
+            if known is not None and known[0] == stamp:
+                return known
             return stamp, self._decode(revision)
-        except FileNotFoundError:
-            raise
         except OSError as exc:
+            if isinstance(exc, FileNotFoundError) and not entry.is_symlink():
+                raise  # removed meanwhile
             what = f"{self.name}: the record of revision {revision}"
             # Not remembered: the next attempt may well succeed.
             return _NEVER, Corrupt(f"{what} cannot be read: {exc.strerror}")
@@ -100,7 +102,7 @@ class Ledger:
         path = self._layout.record(revision)
         what = f"{self.name}: the record of revision {revision}"
         try:
-            record = Record.decode(path.read_bytes(), what)
+            record = Record.decode(read_file(path), what)
         except (Corrupt, Unsupported) as exc:
             return exc
         if record.id != revision or not _sound_names(record):
@@ -138,7 +140,7 @@ class Ledger:
     def _read_state(self, revision: str) -> State | None:
         what = f"the state of revision {revision}"
         try:
-            return State.decode(self._layout.state(revision).read_bytes(), what)
+            return State.decode(read_file(self._layout.state(revision)), what)
         except FileNotFoundError:
             return None
         except OSError as exc:
@@ -154,7 +156,7 @@ class Ledger:
         Corrupt where the state is damaged, unless it may be made `anew`: from what `state` says.
         """
         with lock.meta(self._layout.meta_lock):
-            if not self._layout.record(revision).exists():
+            if not is_named(self._layout.record(revision)):
                 raise NoRevision(f"{self.name}: no revision {revision}")
             record = self.record(revision)
             damaged = anew and self.state_problem(revision)

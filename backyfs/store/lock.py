@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from backyfs.errors import Busy, Corrupt
-from backyfs.store.fs import SYSTEM, Fs
+from backyfs.store.fs import SYSTEM, Fs, is_medium_error, open_file, read_file
 from backyfs.store.record import parse_time, sealed, timestamp, unsealed
 
 _POLL_S = 0.01
@@ -89,9 +89,11 @@ def no_readers(paths: Iterable[Path]) -> Iterator[bool]:
 
 def _kept(path: Path, stack: contextlib.ExitStack) -> bool:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
+        fd = open_file(path)
+    except OSError as exc:
+        if not isinstance(exc, FileNotFoundError) and not is_medium_error(exc):
+            raise
+        return True  # nobody can open it
     stack.callback(os.close, fd)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -139,7 +141,7 @@ class Intent:
 def holder(path: Path) -> str:
     """Who holds the writer's lock, in words, as far as the intent says."""
     try:
-        value = unsealed(path.read_bytes(), str(path))
+        value = unsealed(read_file(path), str(path))
     except (OSError, Corrupt):
         return "another process"
     return f"process {value.get('pid')} on {value.get('host')} since {value.get('start')}"
@@ -192,7 +194,7 @@ class Held:
 def begun(path: Path) -> tuple[str, datetime] | None:
     """The revision that the writer's lock file says is being made, and since when."""
     try:
-        value = unsealed(path.read_bytes(), str(path))
+        value = unsealed(read_file(path), str(path))
         return str(value["revision"]), parse_time(str(value["start"]))
     except (OSError, Corrupt, KeyError, ValueError):
         return None

@@ -24,6 +24,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+from backyfs.store.fs import read_file
 from backyfs.store.record import parse_time, timestamp
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Meter:
     @contextlib.contextmanager
     def _appending(self, time: datetime) -> Iterator[int]:
         path = max([self._directory / f"{_month(time)}{_SUFFIX}", *self._files()[-1:]])
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         fd = os.open(path, flags, 0o640)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -119,7 +120,7 @@ class Meter:
 
     def _backwards(self, files: list[Path]) -> Iterator[Reading]:
         for path in reversed(files):
-            for line in reversed(path.read_bytes().splitlines()):
+            for line in reversed(read_file(path).splitlines()):
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     yield _reading(json.loads(line))
 

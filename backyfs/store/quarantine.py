@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from backyfs.errors import Corrupt, NoSpace
-from backyfs.store.fs import SYSTEM, Fs, publish_new, why_unwritten
+from backyfs.store.fs import SYSTEM, Fs, publish_new, read_file, why_unwritten
 from backyfs.store.record import sealed, timestamp, unsealed
 
 WHOLE = -1
@@ -103,7 +103,7 @@ class Quarantine:
 
     def _finding(self, bad: Bad) -> Finding:
         try:
-            value = unsealed(self._path(bad).read_bytes(), str(self._path(bad)))
+            value = unsealed(read_file(self._path(bad)), str(self._path(bad)))
         except (OSError, Corrupt):
             return Finding(bad, "recorded as damaged", "", "", 0, "")
         return Finding(

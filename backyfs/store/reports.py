@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from backyfs.errors import Corrupt
 from backyfs.model import is_revision_id
-from backyfs.store.fs import SYSTEM, Fs, prepare
+from backyfs.store.fs import SYSTEM, Fs, prepare, read_file
 from backyfs.store.record import FORMAT, sealed, unsealed
 
 WITH_CONTENT_MAX = 32
@@ -106,7 +106,7 @@ class Reports:
         """The report about a revision; Corrupt when it cannot be read."""
         path = self.path(revision)
         try:
-            return Report.decode(path.read_bytes(), str(path))
+            return Report.decode(read_file(path), str(path))
         except OSError as exc:
             raise Corrupt(f"{path} cannot be read: {exc.strerror}") from exc
 

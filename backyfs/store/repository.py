@@ -24,7 +24,7 @@ from backyfs.store import lock, space
 from backyfs.store.choice import choose_store
 from backyfs.store.contract import StoredImage
 from backyfs.store.format import Damage, Format, GcReport, Place
-from backyfs.store.fs import SYSTEM, Fs, publish
+from backyfs.store.fs import SYSTEM, Fs, is_named, publish
 from backyfs.store.identity import COW, PACKS, Identity, read_identity
 from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, TEMPORARY_SUFFIX, Layout, owner
 from backyfs.store.ledger import Ledger
@@ -251,7 +251,7 @@ class Repository:
     def _clean_up(self, intent: lock.Intent) -> None:
         unfinished = intent.read()
         with lock.meta(self.layout.meta_lock):
-            if unfinished and not self.layout.record(unfinished).exists():
+            if unfinished and not is_named(self.layout.record(unfinished)):
                 self.fs.sync_dir(self.layout.revisions)  # a record taken back must stay away
                 self.format.discard(unfinished)
             for path in _temporaries(self.layout):
@@ -270,7 +270,7 @@ class Repository:
         """Start a revision; `intent` is what `writing()` yielded. NoSpace when nearly full."""
         time = time or datetime.now(UTC)
         revision = revision or new_revision_id(time)
-        if self.layout.record(revision).exists():
+        if is_named(self.layout.record(revision)):
             raise UsageError(f"{self.name}: revision {revision} exists already")
         space.ensure(self.path, 0)
         intent.write(revision)
@@ -301,7 +301,7 @@ class Repository:
         result = Removal()
         with self.writing(wait_s):
             for revision in revisions:
-                if not self.layout.record(revision).exists():
+                if not is_named(self.layout.record(revision)):
                     raise NoRevision(f"{self.name}: no revision {revision}")
                 self._remove(revision, force, unless, result)
         if result.removed:

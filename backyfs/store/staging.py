@@ -15,7 +15,7 @@ from backyfs.model import Extent
 from backyfs.store import lock
 from backyfs.store.contract import DiskWriter, StoredImage
 from backyfs.store.format import Place, Stage
-from backyfs.store.fs import publish
+from backyfs.store.fs import is_named, publish
 from backyfs.store.ledger import Ledger
 from backyfs.store.record import DiskRecord, Draft, Record
 
@@ -62,7 +62,7 @@ class Staging:
 
     def _withdraw(self) -> None:
         layout, fs = self._place.layout, self._place.fs
-        if layout.record(self.revision).exists():
+        if is_named(layout.record(self.revision)):
             # Named, but not durably so. First the record: it must never name files that are gone.
             fs.unlink(layout.record(self.revision))
             fs.sync_dir(layout.revisions)

@@ -6,6 +6,7 @@ import json
 
 from backyfs.reader.catalog import Revision, Vm
 from backyfs.reader.tree.node import NoEntry
+from backyfs.store.fs import read_file
 from backyfs.store.record import Record, timestamp
 
 _json = json.JSONEncoder(ensure_ascii=False)
@@ -21,7 +22,7 @@ def content(vm: Vm, revision: Revision, size: int) -> bytes:
     record = revision.record
     path = vm.repository.layout.record(record.id)
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except FileNotFoundError as exc:
         raise NoEntry(f"{vm.name}: revision {record.id} was just removed") from exc
     Record.decode(data, f"{vm.name}: the record of revision {record.id}")

@@ -15,6 +15,7 @@ from backyfs.store import lock
 from backyfs.store.cow.table import Table
 from backyfs.store.digest import digest
 from backyfs.store.format import Place
+from backyfs.store.fs import is_medium_error, open_file
 from backyfs.store.record import DiskRecord
 
 
@@ -44,7 +45,7 @@ class Files:
 
 def open_image(path: Path, size: int) -> int:
     """The descriptor of an image that has `size` bytes. FileNotFoundError, Corrupt."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = _opened(path)
     found = os.fstat(fd).st_size
     if found != size:
         os.close(fd)
@@ -54,7 +55,7 @@ def open_image(path: Path, size: int) -> int:
 
 def open_table(files: Files, disk: DiskRecord) -> Table:
     """The table, checked against the record. FileNotFoundError, Corrupt, Unsupported."""
-    fd = os.open(files.table, os.O_RDONLY | os.O_CLOEXEC)
+    fd = _opened(files.table)
     try:
         table = Table.load(fd, disk.size, files.checksum, files.table.name)
         if digest(disk.size, table.level1) != disk.digest:
@@ -63,6 +64,15 @@ def open_table(files: Files, disk: DiskRecord) -> Table:
         os.close(fd)
         raise
     return table
+
+
+def _opened(path: Path) -> int:
+    try:
+        return open_file(path)
+    except OSError as exc:
+        if not is_medium_error(exc):
+            raise
+        raise Corrupt(f"{path.name} cannot be read: {exc.strerror}") from exc
 
 
 def become_reader(fd: int, place: Place, revision: str) -> None:

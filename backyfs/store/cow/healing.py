@@ -19,7 +19,7 @@ from backyfs.store.cow.image import CowImage
 from backyfs.store.cow.table import hash_at
 from backyfs.store.digest import FAN_OUT, HASH, frame_count
 from backyfs.store.format import Place
-from backyfs.store.fs import forget_pages, read_exactly
+from backyfs.store.fs import forget_pages, read_exactly, read_file
 from backyfs.store.layout import RECORD_SUFFIX
 from backyfs.store.quarantine import WHOLE
 from backyfs.store.record import DiskRecord, Record
@@ -68,7 +68,7 @@ def owners(place: Place, file: str) -> Iterator[tuple[Record, DiskRecord]]:
     """The revisions and disks whose readable records name a file."""
     for path in sorted(place.layout.revisions.glob(f"*{RECORD_SUFFIX}")):
         with contextlib.suppress(OSError, Corrupt, Unsupported):
-            record = Record.decode(path.read_bytes(), path.name)
+            record = Record.decode(read_file(path), path.name)
             for disk in record.disks.values():
                 if file in disk.files:
                     yield record, disk

@@ -23,12 +23,13 @@ from backyfs.log import TOLD
 from backyfs.model import FRAME, Extent
 from backyfs.store import lock
 from backyfs.store.contract import StoredImage
-from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest
+from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest, frame_count
 from backyfs.store.format import Place
-from backyfs.store.fs import is_medium_error, read_exactly
+from backyfs.store.fs import is_medium_error, open_file, read_exactly
 from backyfs.store.packs.extents import GAP, ExtentMap, Run, SegmentRef
 from backyfs.store.packs.library import BadFrame, Chained, Frame, Library, Part
 from backyfs.store.quarantine import WHOLE, Bad, Quarantine
+from backyfs.store.record import DiskRecord
 
 log = logging.getLogger(__name__)
 
@@ -47,22 +48,26 @@ def map_path(place: Place, files: Mapping[str, str]) -> Path:
     raise Corrupt("the record names no map")
 
 
-def load_map(path: Path, expected: str, what: str) -> tuple[ExtentMap, int]:
-    """A map checked against its recorded hash, and a descriptor with the reader's lock.
+def load_map(path: Path, disk: DiskRecord, what: str) -> tuple[ExtentMap, int]:
+    """A disk's map checked against its recorded hash, and a descriptor with the reader's lock.
 
     NoRevision when the file was removed meanwhile, Corrupt when it is not what was recorded, Busy.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_file(path)
     except FileNotFoundError as exc:
         raise Corrupt(f"the map {path.name} is missing") from exc
+    except OSError as exc:
+        raise _unreadable(path.name, exc) from exc
     try:
         lock.share(fd, what)
         status = os.fstat(fd)
         if status.st_nlink == 0:
             raise NoRevision(f"{what} was just removed", hint="see: backyfs status")
+        if status.st_size > _map_bytes_max(disk.size):
+            raise Corrupt(f"the map {path.name} has {status.st_size} bytes, which is impossible")
         data = _content(fd, status.st_size, path.name)
-        if blake3(data).hexdigest() != expected:
+        if blake3(data).hexdigest() != disk.files[path.name]:
             raise Corrupt(f"the map {path.name} does not match its checksum")
         return ExtentMap.decode(data, path.name), fd
     except BaseException:
@@ -76,9 +81,19 @@ def _content(fd: int, size: int, name: str) -> bytes:
     except EOFError as exc:
         raise Corrupt(f"the map {name} is being cut off") from exc
     except OSError as exc:
-        if not is_medium_error(exc):
-            raise
-        raise Corrupt(f"the map {name} cannot be read: {exc.strerror}") from exc
+        raise _unreadable(name, exc) from exc
+
+
+def _unreadable(name: str, exc: OSError) -> OSError | Corrupt:
+    """What an error of the system says of a map: damage, or (too many open files) nothing."""
+    if not is_medium_error(exc):
+        return exc
+    return Corrupt(f"the map {name} cannot be read: {exc.strerror}")
+
+
+def _map_bytes_max(size: int) -> int:
+    """More than any map of a disk of `size` bytes has; a frame needs 97 bytes at most."""
+    return (1 << 20) + 128 * frame_count(size)
 
 
 class Standing(NamedTuple):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from backyfs.errors import Corrupt
 from backyfs.store.digest import HASH
-from backyfs.store.fs import is_medium_error, read_exactly
+from backyfs.store.fs import is_medium_error, open_file, read_exactly
 from backyfs.store.header import Header
 from backyfs.store.packs import codec
 from backyfs.store.packs.table import (
@@ -81,7 +81,7 @@ class PackFile:
         """Open `path`. FileNotFoundError, Corrupt, Unsupported."""
         self.path = path
         self.serial = next(_serial)
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.fd = open_file(path)
         try:
             status = os.fstat(self.fd)
             self.inode, self.bytes = (status.st_dev, status.st_ino), status.st_size
@@ -113,9 +113,7 @@ class PackFile:
 
     def _find_footer(self) -> Footer:
         """Look backwards for any intact copy of the footer: the end of the file is damaged."""
-        end = self.bytes
-        while end > 0:
-            start = max(0, end - _SCAN_BYTES)
+        for start, end in self._windows():
             window = os.pread(self.fd, end - start + len(FOOTER_MAGIC) - 1, start)
             at = len(window)
             while (at := window.rfind(FOOTER_MAGIC, 0, at)) >= 0:
@@ -123,8 +121,23 @@ class PackFile:
                     length = int.from_bytes(os.pread(self.fd, 4, start + at + 8), "little")
                     if length <= self.bytes:
                         return self._footer_at(start + at, length)
-            end = start
         raise Corrupt(f"packs/{self.path.name}: its table is damaged or cut off")
+
+    def _windows(self) -> Iterator[tuple[int, int]]:
+        """Pieces of the file from its end to its start, but for holes: they may be exabytes."""
+        for first, last in reversed(self._data()):
+            for end in range(last, first, -_SCAN_BYTES):
+                yield max(first, end - _SCAN_BYTES), end
+
+    def _data(self) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        at = 0
+        with contextlib.suppress(OSError):  # there is nothing but a hole behind `at`
+            while at < self.bytes:
+                start = os.lseek(self.fd, at, os.SEEK_DATA)
+                at = os.lseek(self.fd, start, os.SEEK_HOLE)
+                found.append((start, at))
+        return found
 
     def pread(self, length: int, offset: int) -> bytes:
         """`length` bytes of the file, or fewer at its end."""

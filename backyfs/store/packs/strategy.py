@@ -35,7 +35,7 @@ class PacksFormat:
         path = map_path(self._place, disk.files)
         what = f"{self._place.name}/{record.id}/{disk.name}"
         try:
-            extent_map, fd = load_map(path, disk.files[path.name], what)
+            extent_map, fd = load_map(path, disk, what)
         except Corrupt as exc:
             raise Corrupt(
                 exc.reason, vm=self._place.name, revision=record.id, disk=disk.name
@@ -107,7 +107,7 @@ class PacksFormat:
 
     def _map(self, disk: DiskRecord) -> ExtentMap:
         path = map_path(self._place, disk.files)
-        extent_map, fd = load_map(path, disk.files[path.name], path.name)
+        extent_map, fd = load_map(path, disk, path.name)
         os.close(fd)
         return extent_map
 
