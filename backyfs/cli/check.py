@@ -16,7 +16,7 @@ import click
 
 from backyfs.cli import failure, options, output
 from backyfs.cli.session import Session
-from backyfs.errors import OutputError, UsageError
+from backyfs.errors import OutputError, TargetError, UsageError
 
 if TYPE_CHECKING:
     from backyfs.engine.check import Check
@@ -160,14 +160,25 @@ def command(
         raise UsageError("check does not read data", hint="run: backyfs verify, or backyfs scrub")
     result = _checked(session, ignore)
     if metrics is not None:
-        from backyfs.engine.metrics import write_metrics
-
-        write_metrics(metrics, result)
+        _write_metrics(metrics, result, as_json)
     if as_json:
         output.json_line(_value(result))
     else:
         output.line("\n".join([headline(result), *_details(result.findings)]))
     return int(result.severity)
+
+
+def _write_metrics(path: Path, result: Check, as_json: bool) -> None:
+    """That they cannot be written hides nothing that was found."""
+    from backyfs.engine.health import Severity
+    from backyfs.engine.metrics import write_metrics
+
+    try:
+        write_metrics(path, result)
+    except TargetError as exc:
+        if result.severity is Severity.OK:
+            raise
+        output.warn(exc.message, as_json=as_json)
 
 
 def _checked(session: Session, ignore: Sequence[str]) -> Check:
@@ -279,7 +290,7 @@ def _job(job: JobHealth, result: Check) -> dict[str, Any]:
     return {
         "job": job.name,
         "tenant": job.expected.tenant or None,
-        "sla": "TOO OLD" if job.late else "OK",
+        "sla": "TOO OLD" if job.late else "OK" if job.known else "UNKNOWN",
         "sla_seconds": job.expected.sla_s,
         "good": job.good.id if job.good else None,
         "good_time": _time(job.good.time) if job.good else None,

@@ -206,6 +206,8 @@ def test_a_broken_config_of_one_vm_hides_no_other(vm: Vm, tmp_path: Path) -> Non
     assert text.startswith("UNKNOWN: 1 of 2 jobs within SLA, newest ")
     assert "web02: no schedule known: " in text
     (vm.directory / "repository.json").write_text("{")
+    found = backyfs(*arguments, "--json", code=2).json
+    assert [job["sla"] for job in found["jobs"]] == ["UNKNOWN", "UNKNOWN"]
     text = backyfs(*arguments, code=2).out
     assert text.startswith("CRITICAL: 0 of 2 jobs within SLA")
 
@@ -245,6 +247,15 @@ def test_metrics(config: Path, vm: Vm, tmp_path: Path) -> None:
 def test_metrics_that_cannot_be_written(config: Path, tmp_path: Path) -> None:
     done = check(config, "--metrics", tmp_path / "missing" / "x.prom", code=3)
     assert held_to_the_guidelines(done).startswith("UNKNOWN: cannot write metrics")
+
+
+def test_metrics_that_cannot_be_written_hide_no_finding(
+    config: Path, vm: Vm, tmp_path: Path
+) -> None:
+    backyfs("-b", vm.directory, "distrust", "-r", "first", "--why", "a test")
+    done = check(config, "--metrics", tmp_path / "missing" / "x.prom", code=1)
+    assert held_to_the_guidelines(done).startswith("WARNING: ")
+    assert "cannot write metrics" in done.err
 
 
 def test_what_the_scheduler_says_goes_into_the_details(
