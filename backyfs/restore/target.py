@@ -106,6 +106,8 @@ def using(name: str, doing: str = "write to") -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
+    except EOFError as exc:
+        raise TargetError(f"cannot {doing} {name}: somebody cut it short") from exc
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpace(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backyfs.errors import Corrupt
+from backyfs.errors import Corrupt, TargetError
 from backyfs.extents import merged
 from backyfs.model import FRAME, Extent
 from backyfs.restore import regular
@@ -148,6 +148,18 @@ def test_the_head_is_taken_away_before_the_first_change(
     assert heads
     assert set(heads) == {bytes(regular.HEAD_BYTES)}
     assert path.read_bytes() == image.content
+
+
+def test_a_target_that_is_cut_short_meanwhile_is_named(tmp_path: Path) -> None:
+    image = made(8 * MIB, range(128))
+    path = tmp_path / "disk.img"
+    path.write_bytes(image.content)
+    with opened(str(path), image.size, store=Path("/nowhere"), keep=True) as target:
+        assert isinstance(target, Rewritable)
+        extents = candidates(image, target)
+        os.truncate(path, 5 * MIB)
+        with pytest.raises(TargetError, match=f"cannot read {path}: somebody cut it short"):
+            update(image, target, extents, salvage=False, advance=lambda count: None)
 
 
 def test_damaged_frames_that_the_target_has_right_are_no_matter(tmp_path: Path) -> None:
