@@ -7,6 +7,7 @@ import pty
 import select
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def typed(shell: list[str], home: Path, setup: str, line: str, expected: str) ->
         os.execve(shell[0], shell, {**env(), "HOME": str(home)})
     seen = ""
     try:
+        termios.tcsetwinsize(terminal, (24, 1000))  # or what does not fit into a line is moved
         os.write(terminal, f"{setup}; echo re''ady\n".encode())
         seen = _until(terminal, "ready\r\n", seen)
         os.write(terminal, f"{line}\t".encode())
