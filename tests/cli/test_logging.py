@@ -88,7 +88,7 @@ def test_a_vm_that_may_not_be_looked_at_hides_no_other(
         return (path / "repository.json").is_file()
 
     monkeypatch.setattr(repository, "is_repository", is_repository)
-    assert main(["-b", str(vm.directory.parent), "status", "--json"]) == 0
+    assert main(["-b", str(vm.directory.parent), "status", "--json"]) == 1
     first, second = json.loads(capsys.readouterr().out)["vms"]
     assert (first["vm"], "error" in first) == ("secret", True)
     assert second["revisions"] == 3

@@ -245,8 +245,12 @@ def test_its_end_is_heard_of_when_the_mount_is_dead_already(tree: Mounted) -> No
 
 def open_there(pid: int, kind: str) -> list[int]:
     """Numbers of the descriptors of a process that are of a kind."""
-    there = Path(f"/proc/{pid}/fd")
-    return [int(fd.name) for fd in there.iterdir() if os.readlink(fd).startswith(kind)]
+    found = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it is closed meanwhile
+            if os.readlink(fd).startswith(kind):
+                found.append(int(fd.name))
+    return found
 
 
 @contextlib.contextmanager
