@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -355,28 +356,25 @@ def as_nobody(*command: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def open_path(tmp_path: Path) -> Iterator[None]:
-    """Let other users reach the test's directories."""
-    changed = [p for p in tmp_path.parents if p.owner() == "root" and not p.stat().st_mode & 0o001]
-    modes = {path: path.stat().st_mode for path in [tmp_path, *changed]}
-    for path in modes:
-        path.chmod(0o755)
-    yield
-    for path, mode in modes.items():
-        path.chmod(mode)
+def public() -> Iterator[Path]:
+    """A directory that all users reach; what pytest gives is for one, and shared by its workers."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        (Path(directory) / "mnt").mkdir()
+        yield Path(directory)
 
 
-@pytest.mark.usefixtures("open_path")
 @pytest.mark.parametrize("allowed", [False, True])
-def test_others(base: Path, point: Path, allowed: bool) -> None:
+def test_others(base: Path, public: Path, allowed: bool) -> None:
+    point = public / "mnt"
     with mounted(base, point, allow_other=allowed):
         done = as_nobody("sha256sum", image(point))
         assert (done.returncode == 0) == allowed
         assert allowed or "Permission denied" in done.stderr
 
 
-@pytest.mark.usefixtures("open_path")
-def test_the_mount_of_another_user_stays(base: Path, point: Path) -> None:
+def test_the_mount_of_another_user_stays(base: Path, public: Path) -> None:
+    point = public / "mnt"
     if as_nobody(sys.executable, "-c", "import backyfs.cli.main").returncode:
         pytest.skip("other users cannot reach this interpreter")
     with mounted(base, point) as tree:
@@ -389,23 +387,22 @@ def test_the_mount_of_another_user_stays(base: Path, point: Path) -> None:
         assert tree.alive()
 
 
-@pytest.mark.usefixtures("open_path")
-def test_a_plain_user_mounts_and_unmounts(tmp_path: Path) -> None:
+def test_a_plain_user_mounts_and_unmounts(public: Path) -> None:
     """With a /dev/fuse that users may open, as on most systems, in a mount namespace of its own."""
     require("root")
     require("fuse")
     if as_nobody(sys.executable, "-c", "import backyfs.cli.main").returncode:
         pytest.skip("needs a checkout that other users can read")
-    base, point, scratch = tmp_path / "base", tmp_path / "mnt", tmp_path / "scratch"
-    for directory in (base, point, scratch):
+    base, point, scratch = public / "base", public / "mnt", public / "scratch"
+    for directory in (base, scratch):
         directory.mkdir()
     repository = make_vm(base, "vm", DATA)
     for path in [base, point, scratch, *base.rglob("*")]:
         os.chown(path, NOBODY, NOBODY)
-    subprocess.run(["mknod", "-m", "666", tmp_path / "fuse", "c", "10", "229"], check=True)
+    subprocess.run(["mknod", "-m", "666", public / "fuse", "c", "10", "229"], check=True)
     script = _AS_USER.format(
-        top=tmp_path.parents[1],
-        dev=tmp_path / "fuse",
+        top=tempfile.gettempdir(),
+        dev=public / "fuse",
         python=sys.executable,
         base=base,
         point=point,
