@@ -12,6 +12,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +54,16 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 # ---- file systems ------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """What ends a run in the program ends it in no later test, nor in what that one forks."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
