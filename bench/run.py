@@ -13,6 +13,7 @@ import fnmatch
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -153,9 +154,14 @@ def _write(target: Path, result: dict[str, Any]) -> None:
     target.write_text(json.dumps(result, indent=1) + "\n")
 
 
+def _end(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns its exit code."""
     arguments = _arguments(argv)
+    signal.signal(signal.SIGTERM, _end)  # as Ctrl-C does, it leaves no mounts and loop devices
     time = datetime.now(UTC)
     ledger = Ledger()
     _compile()

@@ -18,6 +18,7 @@ from bench.footprint import FileGrowth
 from bench.ledger import Ledger, Sample
 from bench.mkimage import Change, Plan, change, create
 from bench.mkimage import main as mkimage
+from tests.mount.mounts import eventually
 from tests.parts import require
 
 PROJECT = Path(__file__).parent.parent
@@ -199,6 +200,25 @@ def test_a_small_run_measures_everything_and_leaves_nothing(tmp_path: Path, grou
     found = json.loads(result.read_text())
     assert found["failures"] == []
     assert found["bars"]
+
+
+def test_a_run_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    places = ("--work", str(work), "--images", str(work), "--json", str(tmp_path / "result.json"))
+    arguments = ("--only", "full", "--size", "16M", "--rounds", "1000", "--no-peers", *places)
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench", *arguments],
+        cwd=PROJECT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert eventually(lambda: any(work.rglob("full")))
+        process.terminate()
+        process.wait(timeout=60)
+    assert process.returncode == 143
+    assert list(work.iterdir()) == []
 
 
 def test_a_servers_processor_time_is_that_of_its_children_too() -> None:
