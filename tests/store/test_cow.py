@@ -368,6 +368,21 @@ def test_a_fresh_file_hides_no_damage(repository: Repository) -> None:
     assert healed.changed == 0
 
 
+def test_a_fresh_file_is_not_blamed_for_what_it_has_anew(repository: Repository) -> None:
+    """The frame that is copied is damaged; the source brings another in its place."""
+    parent, content = fragmented(repository)
+    with open(image_path(repository, parent), "r+b") as stream:
+        stream.seek(5 * FRAME + 99)
+        stream.write(b"!")
+    repository = with_limit(repository, 100)
+    changed = replaced(content, 81)
+    with repository.writing() as intent, repository.begin(intent, parent) as staging:
+        staging.disk("disk", len(content)).write(5 * FRAME, changed[5 * FRAME : 6 * FRAME])
+        record = staging.commit(DRAFT)
+    assert set(repository.damage()) == {parent.id}
+    assert read_all(repository, record) == changed
+
+
 # ---- readers -----------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@
 - table: the .sum file, frame hashes and what proves them; columns: its hashes by group
 - files: finding and opening the two files of a disk; image: reading it (StoredImage)
 - checking: finding bad frames; damage: recording them; healing: writing good ones in their place
-- target: the unfinished files of a disk; writer: what goes into them (DiskWriter)
+- target: the unfinished files of a disk; deferred: made late, others not waiting for it
+- writer: what goes into them (DiskWriter)
 - stage: the disks of a revision in the making; strategy: the Format
 """

@@ -18,6 +18,7 @@ from backyfs.model import FRAME, Extent
 from backyfs.store.contract import Buffer
 from backyfs.store.cow import damage
 from backyfs.store.cow.blocks import different, frame_hashes, runs
+from backyfs.store.cow.deferred import DeferredTarget
 from backyfs.store.cow.fiemap import extent_count
 from backyfs.store.cow.healing import Healer
 from backyfs.store.cow.image import CowImage
@@ -58,7 +59,7 @@ class CowDiskWriter:
         self._disk, self._size, self._parent = disk, size, parent
         self._lost, self._extents_max, self._note = lost, extents_max, note
         self._lock, self._healing = threading.Lock(), threading.Lock()
-        self._target: Target | None = None
+        self._target = DeferredTarget(self._make_target)
         self._changed: dict[int, int] = {}  # group -> bit mask of its frames
         self._unproven: set[int] = set()  # frames of the parent whose hash nothing confirms
         self._sick = self._check_table()  # frames not to be shared without a look
@@ -67,7 +68,7 @@ class CowDiskWriter:
         self._anew: set[int] = set()  # sick frames that were stored again
         self._record: DiskRecord | None = None
         if parent is None or parent.size != size:
-            self._need_target()
+            self._target.apply(lambda _: None)
 
     def _check_table(self) -> set[int]:
         """Bad frames of groups of the parent whose hashes fail level 1; they are recorded."""
@@ -91,7 +92,7 @@ class CowDiskWriter:
     @property
     def stored_bytes(self) -> int:
         """Bytes written so far."""
-        return self._target.written if self._target else 0
+        return target.written if (target := self._target.made) else 0
 
     def required(self) -> list[Extent]:
         if self._lost:
@@ -112,24 +113,45 @@ class CowDiskWriter:
         sick = self._treat(first, end, data)
         wrong = different(hashes, self._hashes(first, end - first))
         for start, stop in runs(sorted({*wrong, *sick})):
-            piece = data[start * FRAME : stop * FRAME]
-            self._need_target().store(first + start, piece, hashes[start * HASH : stop * HASH])
+            self._store(
+                first + start,
+                data[start * FRAME : stop * FRAME],
+                hashes[start * HASH : stop * HASH],
+            )
         self._mark(first + number for number in wrong)
         return sum(self._extent(first + n, first + n + 1).length for n in wrong)
 
+    def _store(self, first: int, data: bytes, hashes: bytes) -> None:
+        self._target.apply(lambda target: target.store(first, data, hashes), len(data))
+
     def zero(self, offset: int, length: int) -> int:
-        first, end = self._frames(offset, length)
+        position, end = self._frames(offset, length)
         zeroed = 0
-        for number in sorted(self._sick.intersection(range(first, end))):
+        for number in self._sick_within(position, end):
+            zeroed += self._clear(position, number)
             extent = self._extent(number, number + 1)
             zeroed += self.write(extent.offset, bytes(extent.length))
-        target, parent = self._target, self._parent
-        table_fd = target.table_fd if target else parent.table.fd if parent else -1
-        for start, stop in nonzero_frames(table_fd, first, end):
-            self._need_target().zero(start, stop)
+            position = number + 1
+        return zeroed + self._clear(position, end)
+
+    def _clear(self, first: int, end: int) -> int:
+        """Make frames zero that are not sick; the bytes of those that were not."""
+        zeroed = 0
+        for start, stop in nonzero_frames(self._table_fd(), first, end):
+            self._punch(start, stop)
             self._mark(range(start, stop))
             zeroed += self._extent(start, stop).length
         return zeroed
+
+    def _punch(self, first: int, end: int) -> None:
+        self._target.apply(lambda target: target.zero(first, end))
+
+    def _sick_within(self, first: int, end: int) -> list[int]:
+        frames, sick = range(first, end), self._sick
+        # Either may be millions. Both ways are one step to other threads, which may add to `_sick`.
+        if len(frames) < len(sick):
+            return sorted(sick.intersection(frames))
+        return sorted(filter(frames.__contains__, tuple(sick)))
 
     def _frames(self, offset: int, length: int) -> tuple[int, int]:
         """The frames of a byte range; ValueError when these are not whole frames of the disk."""
@@ -141,12 +163,6 @@ class CowDiskWriter:
         return offset // FRAME, frame_count(end)
 
     # The clone
-
-    def _need_target(self) -> Target:
-        with self._lock:
-            if self._target is None:
-                self._target = self._make_target()
-            return self._target
 
     def _make_target(self) -> Target:
         target = Target(self._place.fs, self._image, self._table, self._size)
@@ -173,11 +189,14 @@ class CowDiskWriter:
         return True
 
     def _hashes(self, first: int, count: int) -> bytes:
-        target = self._target
-        if target is not None:
-            return target.hashes(first, count)
+        return read_exactly(self._table_fd(), count * HASH, hash_at(first))
+
+    def _table_fd(self) -> int:
+        """The table that says what frames nobody wrote yet hold: the parent's as well as ours."""
+        if target := self._target.made:
+            return target.table_fd
         assert self._parent is not None  # without a parent there is a target from the start
-        return read_exactly(self._parent.table.fd, count * HASH, hash_at(first))
+        return self._parent.table.fd
 
     def _mark(self, numbers: Iterable[int]) -> None:
         with self._lock:
@@ -185,14 +204,16 @@ class CowDiskWriter:
                 group, bit = divmod(number, FAN_OUT)
                 self._changed[group] = self._changed.get(group, 0) | 1 << bit
 
+    def _was_stored(self, number: int) -> bool:
+        group, bit = divmod(number, FAN_OUT)
+        return bool(self._changed.get(group, 0) >> bit & 1)
+
     # Damage
 
     def _treat(self, first: int, end: int, data: bytes) -> list[int]:
         """Heal with frames of `data` what is recorded; which to store though they seem equal."""
-        if not self._sick:
-            return []
         again = []
-        for number in sorted(self._sick.intersection(range(first, end))):
+        for number in self._sick_within(first, end):
             at = (number - first) * FRAME
             with self._healing:
                 self._healer.heal(number, data[at : at + FRAME])
@@ -202,9 +223,9 @@ class CowDiskWriter:
         return again
 
     def _parent_is_sound(self, number: int) -> bool:
-        """Whether nothing was cloned yet and the parent's frame reads well."""
+        """Whether no clone was begun yet and the parent's frame reads well."""
         parent = self._parent
-        if parent is None or self._target is not None or number >= frame_count(parent.size):
+        if parent is None or self._target.begun or number >= frame_count(parent.size):
             return False
         return parent.check(number, 1) == []
 
@@ -213,7 +234,7 @@ class CowDiskWriter:
         if self._parent is None:
             return
         for number in sorted(damage.frames_of(self._place, self._parent.unit) - self._anew):
-            if 0 <= number < frame_count(self._size):
+            if 0 <= number < frame_count(self._size) and not self._was_stored(number):
                 reason, offset = f"as in {self._parent.unit}", number * FRAME
                 bad = Bad(self._image.name.removesuffix(".img"), number)
                 self._place.quarantine.add(bad, reason, disk=self._disk, offset=offset)
@@ -222,13 +243,13 @@ class CowDiskWriter:
 
     def seal(self) -> bool:
         """Finish; whether files were made (their directory is to be synced)."""
-        if self._unproven - self._anew and self._target is not None:
+        target = self._target.made
+        if self._unproven - self._anew and target is not None:
             raise Corrupt(
                 "frames whose hashes were damaged in the parent were not stored again",
                 vm=self._place.name,
                 disk=self._disk,
             )
-        target = self._target
         if target is None:
             assert self._parent is not None
             self._record = self._parent.disk
@@ -275,5 +296,4 @@ class CowDiskWriter:
     def close(self) -> None:
         """Give back descriptors and locks."""
         self._healer.close()
-        if self._target is not None:
-            self._target.close()
+        self._target.close()
