@@ -14,6 +14,7 @@ from collections import defaultdict
 from blake3 import blake3
 
 from backyfs.errors import Corrupt
+from backyfs.store.contract import Buffer
 from backyfs.store.digest import HASH
 from backyfs.store.format import Place
 from backyfs.store.packs import codec
@@ -38,7 +39,7 @@ class Repairs:
         self._bytes = 0
         self._sound: dict[PackFile, bool] = {}
 
-    def offer(self, bad: Bad, frame: bytes, fresh: bytes) -> bool:
+    def offer(self, bad: Bad, frame: Buffer, fresh: bytes) -> bool:
         """Take `frame` (its hash: `fresh`) for a damaged one; False when it is not the same."""
         try:
             segment = self._library.segment(bad.unit)

@@ -87,17 +87,18 @@ class PackDiskWriter:
     def write(self, offset: int, data: Buffer) -> int:
         """Take whole frames from byte `offset`; returns the bytes of those that differ."""
         first, count = self._aligned(offset, len(data))
-        data = bytes(data)  # no copy when it is bytes already; neither is a slice of all of it
+        data = bytes(data).ljust(count * FRAME, b"\0")  # no copy of bytes that are whole frames
+        view = memoryview(data)
         prepared: list[Prepared] = []
         places: list[int] = []
         zeros: list[int] = []
         for number, old in enumerate(self._standing(first, count), first):
             at = (number - first) * FRAME
-            frame = data[at : at + FRAME].ljust(FRAME, b"\0")
-            if frame == ZERO_FRAME:
+            if data.startswith(ZERO_FRAME, at):
                 if old != ZERO:
                     zeros.append(number)
                 continue
+            frame = view[at : at + FRAME]
             fresh = blake3(frame).digest()
             if self._kept(number, frame, fresh, old):
                 continue
@@ -126,16 +127,18 @@ class PackDiskWriter:
                 return [None] * count
         return found + [ZERO] * (count - len(found))
 
-    def _kept(self, number: int, frame: bytes, fresh: bytes, old: Standing | None) -> bool:
+    def _kept(self, number: int, frame: memoryview, fresh: bytes, old: Standing | None) -> bool:
         """Whether the parent's stored frame serves: equal, and not damaged or just repaired."""
         if self.parent is not None and number in self.parent.bad:
             place = self.parent.image.locate(number)
             return place is not None and self._repairs.offer(place, frame, fresh)
         return old is not None and old.hash == fresh
 
-    def _prepared(self, number: int, frame: bytes, fresh: bytes, old: Standing | None) -> Prepared:
+    def _prepared(
+        self, number: int, frame: memoryview, fresh: bytes, old: Standing | None
+    ) -> Prepared:
         if self.parent is not None and old is not None and number not in self.parent.bad:
-            patch = self._patch(self.parent, number, old, frame, fresh)
+            patch = self._patch(self.parent, number, old, bytes(frame), fresh)
             if patch is not None:
                 return patch
         return Prepared(codec.compress(frame), fresh)
