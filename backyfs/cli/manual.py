@@ -173,8 +173,8 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "usage": (
         (
-            "A bill for October:",
-            "backyfs -b /srv/backy usage --since 2026-10-01 --until 2026-11-01 --csv",
+            "A bill for the last month:",
+            "backyfs -b /srv/backy usage --since last-month --until this-month --csv",
         ),
         ("Which revision takes the space:", "backyfs -b /srv/backy/web01 usage --exclusive"),
     ),

@@ -41,7 +41,8 @@ _KEYS = (
 @click.option(
     "--since",
     metavar="DATE",
-    help="Beginning of the span: a date, with time if need be (default: this month's first day).",
+    help="Beginning of the span, as in a revision's SPEC: 2026-11-01, last-month, 3-days-ago,"
+    " 2026-11-01T12:00 (default: this-month).",
 )
 @click.option("--until", metavar="DATE", help="End of the span, not included (default: now).")
 @click.option(
@@ -68,7 +69,8 @@ def command(
     those of the configuration of all jobs (-c). Exclusive, with --exclusive, is what would be freed
     if one revision were removed; of one VM, it is listed by revision.
 
-    Dates are in the local zone, and mean the beginning of the day. Exits 1 when a VM cannot be
+    Dates are in the local zone, and mean the beginning of the day (week, month): `--since
+    last-month --until this-month` is what a month's bill needs. Exits 1 when a VM cannot be
     read; the others are reported.
     """
     if as_json and as_csv:
@@ -122,9 +124,8 @@ def _tenants(session: Session) -> dict[str, str]:
 
 
 def _span(since: str | None, until: str | None, now: datetime) -> tuple[datetime, datetime]:
-    start = now.astimezone().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    begin = _date("--since", since) if since else start.astimezone(UTC)
-    end = _date("--until", until) if until else now
+    begin = _date("--since", since or "this-month", now)
+    end = _date("--until", until, now) if until else now
     if begin > now:
         raise UsageError(f"the span begins in the future ({_iso(begin)})")
     if end <= begin:
@@ -132,12 +133,16 @@ def _span(since: str | None, until: str | None, now: datetime) -> tuple[datetime
     return begin, min(end, now)
 
 
-def _date(option: str, text: str) -> datetime:
+def _date(option: str, text: str, now: datetime) -> datetime:
+    from backyfs.reader.times import period
+
     try:
-        return datetime.fromisoformat(text).astimezone(UTC)
+        named = period(text, now=now)
+        return named.start if named else datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as exc:
         raise UsageError(
-            f"{option}: {text!r} is no date", hint="write it as 2026-11-01 or 2026-11-01T12:00"
+            f"{option}: {text!r} is no date",
+            hint="write it as 2026-11-01, 2026-11-01T12:00 or last-month",
         ) from exc
 
 

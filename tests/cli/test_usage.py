@@ -84,6 +84,21 @@ def test_a_span(vm: Vm) -> None:
     assert "exclude" in backyfs("-b", vm.directory, "usage", "--csv", "--json", code=2).err
 
 
+def test_a_span_by_name(vm: Vm) -> None:
+    first = datetime.now().astimezone().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    before = (first - timedelta(days=1)).replace(day=1, tzinfo=None).astimezone()
+    for options, since, until in (
+        ((), first, None),
+        (("--since", "this-month"), first, None),
+        (("--since", "last-month", "--until", "this-month"), before, first),
+        (("--since", f"{before:%Y-%m}", "--until", f"{first:%Y-%m}"), before, first),
+        (("--since", f"{before:%Y%m%d}"), before, None),
+    ):
+        value = backyfs("-b", vm.directory, "usage", *options, "--json").json
+        assert datetime.fromisoformat(value["since"]) == since
+        assert until is None or datetime.fromisoformat(value["until"]) == until
+
+
 def test_a_vm_that_cannot_be_read_hides_no_other(base: Path) -> None:
     identity = base / "db01" / "repository.json"
     identity.chmod(0o600)
