@@ -41,8 +41,14 @@ class Failure(NamedTuple):
     hint: str = ""
 
 
+arrived: list[int] = []
+"""Signals that raised Interrupted. Where nothing can be raised (a callback of the garbage collector
+or of the import system) it is dropped with a line on stderr: who runs on looks here."""
+
+
 def raise_on_signals() -> None:
     """Make the signals that end a run raise Interrupted in the main thread; SIGINT is Python's."""
+    arrived.clear()
     for number in signals.ending():
         if number != signal.SIGINT:
             signal.signal(number, _raise)
@@ -51,6 +57,7 @@ def raise_on_signals() -> None:
 def _raise(number: int, _: FrameType | None) -> None:
     if number == signal.SIGHUP:  # shell and kernel both send it: clean up only once
         signal.signal(number, signal.SIG_IGN)
+    arrived.append(number)
     raise Interrupted(number)
 
 

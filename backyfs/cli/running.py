@@ -16,6 +16,7 @@ import trio
 
 from backyfs import signals
 from backyfs.allocator import keep_freed_blocks
+from backyfs.cli import failure
 from backyfs.cli.failure import Interrupted
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ def run(function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
     """Run `await function(...)` to its end; Interrupted when a signal came before it."""
     keep_freed_blocks()
     stopping = signals.ending()
-    received: list[int] = []
+    received = list(failure.arrived)  # was dropped: who got it would not have come here
     results: list[T] = []
 
     async def main() -> None:

@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -321,6 +322,36 @@ def test_an_interrupted_restore_leaves_nothing(number: signal.Signals, tmp_path:
     err = interrupted(command, out, ".disk.img.*.partial", number)
     assert err == f"backyfs: stopped by {number.name}\n"
     assert not list(out.glob(".*"))
+
+
+_DROPPED = """
+import os, signal, sys
+from backyfs.cli import main, running
+
+class Forgotten:
+    def __del__(self):  # what is raised in here is dropped
+        os.kill(os.getpid(), signal.SIGTERM)
+
+def run(*arguments, went_on=running.run, **options):
+    Forgotten()
+    return went_on(*arguments, **options)
+
+running.run = run
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_that_python_drops_ends_the_run_all_the_same(vm: Vm) -> None:
+    before = backyfs("-b", vm.directory, "status", "--json").json["revisions"]
+    run = subprocess.run(
+        [sys.executable, "-c", _DROPPED, "-b", vm.directory, "backup"],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert run.returncode == 143, run.stderr
+    assert run.stderr.splitlines()[-1] == "backyfs: stopped by SIGTERM"
+    assert backyfs("-b", vm.directory, "status", "--json").json["revisions"] == before
 
 
 def test_what_nohup_started_outlives_its_terminal(vm: Vm, tmp_path: Path) -> None:
