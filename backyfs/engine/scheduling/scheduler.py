@@ -200,6 +200,10 @@ class Scheduler:
             )
         except BackyfsError as exc:
             return Outcome(exc.exit_code, exc.message)
+        except trio.Cancelled:
+            values = {"job": config.name, "stop_timeout_s": self.site.settings.stop_timeout_s}
+            log.warning("backup ended unfinished, the scheduler stops", values)
+            raise
 
     async def _look(self, job: Job) -> None:
         """Learn what the repository holds; while it cannot be read, what was known counts.

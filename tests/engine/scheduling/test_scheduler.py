@@ -167,7 +167,9 @@ async def test_a_stop_lets_backups_finish(clock: JumpingClock) -> None:
     assert sum(len(vm.made) for vm in world.vms.values()) == 2
 
 
-async def test_a_stop_does_not_wait_for_ever(clock: JumpingClock) -> None:
+async def test_a_stop_does_not_wait_for_ever(
+    clock: JumpingClock, caplog: pytest.LogCaptureFixture
+) -> None:
     world = World(seconds=lambda name, rng: 50_000.0)
     scheduler = Scheduler(site({"a": DAILY}), world)
     async with trio.open_nursery() as nursery:
@@ -179,6 +181,8 @@ async def test_a_stop_does_not_wait_for_ever(clock: JumpingClock) -> None:
     assert trio.current_time() - begin == pytest.approx(60, abs=1)
     assert world.running == 0
     assert scheduler.memories()["a"].failures == 0
+    [said] = [one for one in caplog.records if "unfinished" in one.message]
+    assert said.args == {"job": "a", "stop_timeout_s": 60}
 
 
 async def test_long_jobs_never_keep_short_ones_waiting(clock: JumpingClock) -> None:
