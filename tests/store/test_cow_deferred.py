@@ -141,7 +141,11 @@ def test_a_clone_that_fails(repository: Repository, fs: SlowClone) -> None:
     with pytest.raises(NoSpace), cloning(repository, fs, parent, len(content)) as made:
         assert made.writer.write(FRAME, frame(102)) == FRAME
         fs.go.set()
-        made.first.result(PATIENCE_S)
+        failure = made.first.exception(PATIENCE_S)
+        with pytest.raises(NoSpace) as caught:
+            made.writer.write(0, frame(100))
+        assert caught.value is failure
+        raise caught.value
     assert repository.revisions() == [parent]
     assert sound(
         repository, back_up(repository, image_of(100, 102), parent).record, image_of(100, 102)

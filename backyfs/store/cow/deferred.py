@@ -29,6 +29,7 @@ class DeferredTarget:
         self._waiting: deque[Action] = deque()
         self._held = 0
         self._target: Target | None = None
+        self._failure: BaseException | None = None
 
     @property
     def made(self) -> Target | None:
@@ -43,8 +44,9 @@ class DeferredTarget:
     def apply(self, action: Action, held: int = 0) -> None:
         """Do `action` with the target: now, or in another thread's call when the target is there.
 
-        `held`: the bytes it keeps in memory. Makes the target if nobody did. What was put off is
-        done when all calls have returned; an error is raised from the call that ran into it.
+        `held`: the bytes it keeps in memory. Makes the target if nobody did; when that failed, who
+        comes later fails for the same reason. What was put off is done when all calls have
+        returned; an error of it is raised from the call that ran into it.
         """
         if self._put_off(action, held):
             return
@@ -61,6 +63,8 @@ class DeferredTarget:
         """Whether `action` waits; if it does not and there is no target, the caller makes it."""
         with self._turn:
             self._turn.wait_for(lambda: not self._making or self._held + held <= HELD_MAX)
+            if self._failure is not None:
+                raise self._failure
             if self._making:
                 self._waiting.append(action)
                 self._held += held
@@ -71,6 +75,9 @@ class DeferredTarget:
     def _begin(self) -> Target:
         try:
             self._target = self._make()
+        except BaseException as exc:
+            self._failure = exc
+            raise
         finally:
             with self._turn:
                 self._making = False
