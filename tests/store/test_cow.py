@@ -383,6 +383,29 @@ def test_a_fresh_file_is_not_blamed_for_what_it_has_anew(repository: Repository)
     assert read_all(repository, record) == changed
 
 
+def test_a_fresh_file_keeps_no_garbage(repository: Repository) -> None:
+    """What is copied of a damaged hole gives way to what the source has, its zeros, too."""
+    content = noise(15 * FRAME) + bytes(3 * FRAME)
+    first = back_up(repository, content).record
+    content = replaced(content, *range(0, 240, 2))
+    parent = back_up(repository, content, first).record
+    with open(image_path(repository, parent), "r+b") as stream:
+        for number in (15, 16):
+            stream.seek(number * FRAME + 5000)
+            stream.write(b"garbage")
+    changed = replaced(content, 1, 15 * 16 + 4)
+    repository = with_limit(repository, 100)
+    with repository.writing() as intent, repository.begin(intent, parent) as staging:
+        writer = staging.disk("disk", len(content))
+        writer.write(0, changed[:FRAME])
+        writer.write(15 * FRAME, changed[15 * FRAME : 16 * FRAME])
+        writer.zero(16 * FRAME, 2 * FRAME)
+        record = staging.commit(DRAFT)
+    with closing(repository.open_disk(record, "disk")) as image:
+        assert image.check(0, 18) == []
+    assert read_all(repository, record) == changed
+
+
 # ---- readers -----------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
 """The two unfinished files of a disk in the making: fresh ones, or clones of the parent's.
 
-Invariant: a zero entry in the table of fresh files means that the frame is a hole. In a clone the
-bytes that are really there are looked at, because damage may have come with the clone.
+Invariant: a zero entry in the table of fresh files means that the frame is a hole. In a clone, and
+in a copy that has bad frames, the bytes that are really there are looked at, because damage may
+have come with them.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Target:
         self._image, self._table = image, table
         self._lock = threading.Lock()
         self._unsynced = 0
-        self._fresh = True
+        self._fresh = self._holes_known = True
         self._temporaries = temporary(image), temporary(table)
         self.written = 0
         self.image_fd = self.table_fd = -1
@@ -76,7 +77,7 @@ class Target:
         clone(self._fs, parent.fd, self.image_fd, self._image)
         # What is read of it is what changed, here and there: reading ahead would double that.
         os.posix_fadvise(self.image_fd, 0, 0, os.POSIX_FADV_RANDOM)
-        self._fresh = False
+        self._fresh = self._holes_known = False
         self._start_table(parent)
 
     def start_copy(self, parent: CowImage) -> list[int]:
@@ -90,6 +91,7 @@ class Target:
             for first, end in batches(extent.offset // FRAME, frame_count(extent.end)):
                 bad += self._copy(parent, first, end)
         self._start_table(parent)
+        self._holes_known = not bad
         return bad
 
     def _copy(self, parent: CowImage, first: int, end: int) -> list[int]:
@@ -134,7 +136,7 @@ class Target:
     def store(self, first: int, data: bytes, hashes: bytes) -> None:
         """Make the frames from `first` on hold `data`, whose frame hashes are given."""
         offset = first * FRAME
-        if self._fresh and self.hashes(first, len(hashes) // HASH) == bytes(len(hashes)):
+        if self._holes_known and self.hashes(first, len(hashes) // HASH) == bytes(len(hashes)):
             self._write(offset, data, ((*run, False) for run in data_runs(data)))
         else:
             self._write(offset, data, changed_runs(data, self._actual(offset, data)))
