@@ -21,6 +21,7 @@ from tests.conftest import SmallFs
 from tests.filesystems import spoil_medium
 from tests.store.contract import (
     DRAFT,
+    GROUP,
     back_up,
     covered,
     digest_of,
@@ -402,6 +403,17 @@ def test_a_damaged_parent_at_the_cut_of_a_shrinking_disk(repository: Repository)
     assert read_all(repository, made) == content[:size]
     assert check(repository, made) == []
     assert check(repository, record) == [1]
+
+
+def test_an_unproven_group_behind_the_end_of_a_shrinking_disk(repository: Repository) -> None:
+    content = image_of(2) + bytes(GROUP - FRAME) + image_of(4, 6)
+    record = back_up(repository, content).record
+    flip(table_path(repository, record), HEAD + 1024 * 32 + 5)
+    flip(image_path(repository, record), GROUP + FRAME)
+    size = GROUP // 2
+    made = back_up(repository, content[:size], record)
+    assert read_all(repository, made.record) == content[:size]
+    assert check(repository, made.record) == []
 
 
 def test_a_parent_whose_files_are_no_use(repository: Repository) -> None:

@@ -80,7 +80,7 @@ class CowDiskWriter:
             bad = self._parent.check(first, end - first)
             found.update(bad)
             if len(bad) == end - first:
-                self._unproven.update(bad)
+                self._unproven.update(n for n in bad if n < frame_count(self._size))
         return found
 
     # Contract
