@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
 EVERYTHING = {"cli", "__main__"}
 BASE_MODULES = {
     "allocator",
+    "cancelling",
     "ceph",
     "errors",
     "extents",

@@ -19,7 +19,7 @@ from functools import partial
 import trio
 
 from backyfs.engine.locking import writing
-from backyfs.engine.pipeline import Job, in_thread, run_jobs
+from backyfs.engine.pipeline import Job, asked, in_thread, run_jobs
 from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
 from backyfs.engine.readback import frames, stored_jobs
@@ -94,9 +94,7 @@ async def _copy_revision(
         parent = await trio.to_thread.run_sync(_parent, target)
         begun = target.begin(intent, parent, revision=record.id, time=record.time)
         async with in_thread(begun) as staging, in_thread(ExitStack()) as opened:
-            disks = await trio.to_thread.run_sync(
-                _open, source, target, record, parent, staging, opened
-            )
+            disks = await asked(_open, source, target, record, parent, staging, opened)
             progress.start(Phase.COPY, sum(size_of(disk.extents) for disk in disks))
             jobs = (job for disk in disks for job in disk.jobs())
             await run_jobs(jobs, progress.advance)

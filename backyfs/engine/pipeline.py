@@ -6,8 +6,8 @@ workers times a batch: a worker takes its next job only when it is done with the
 no queue is needed. Reading and writing overlap because the workers are at different points.
 (Readers and writers as two stages took 2.11 s for what takes 1.74 s, and a third more memory.)
 
-Cancelling waits for the jobs that run (they are small) and starts no more. The first error
-stops the others and is raised as it is, never inside a group.
+Cancelling waits for the jobs that run (they are small, or call `checkpoint`) and starts no more.
+The first error stops the others and is raised as it is, never inside a group.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from backyfs.source.cancelling import checking
+from backyfs.cancelling import checking
 
 BATCH_BYTES = 2 << 20
 """Image bytes of one job."""
@@ -63,15 +63,16 @@ async def run_jobs(jobs: Iterator[Job[T]], done: Callable[[T], None], *, threads
             failures.append(exc)
             nursery.cancel_scope.cancel()
 
-    async with trio.open_nursery() as nursery:
-        for _ in range(count):
-            nursery.start_soon(worker)
+    with checking(trio.from_thread.check_cancelled):
+        async with trio.open_nursery() as nursery:
+            for _ in range(count):
+                nursery.start_soon(worker)
     if failures:
         raise failures[0]
 
 
 async def asked(function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-    """Call what asks a source, in a thread; cancelled meanwhile, it goes on to a `checkpoint`."""
+    """Call what may take long, in a thread; cancelled meanwhile, it goes on to a `checkpoint`."""
     with checking(trio.from_thread.check_cancelled):
         return await trio.to_thread.run_sync(function, *arguments)
 

@@ -1,35 +1,7 @@
-"""A source that waits for long stops when its backup is cancelled.
-
-The engine runs sources in threads, which nothing can stop from outside. Whoever waits for something
-calls `checkpoint` about once a second.
-"""
+"""The name by which plug-ins know `backyfs.cancelling`."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from backyfs.cancelling import Check, checking, checkpoint
 
-Check = Callable[[], None]
-
-
-def _never() -> None:
-    """Nobody cancels what was not started by the engine."""
-
-
-_check: ContextVar[Check] = ContextVar("check", default=_never)
-
-
-def checkpoint() -> None:
-    """Raises what is to end the waiting, once the backup is cancelled: let it through."""
-    _check.get()()
-
-
-@contextlib.contextmanager
-def checking(check: Check) -> Iterator[None]:
-    """`check` is what `checkpoint` does while entered, here and in threads started from here."""
-    token = _check.set(check)
-    try:
-        yield
-    finally:
-        _check.reset(token)
+__all__ = ["Check", "checking", "checkpoint"]

@@ -11,9 +11,9 @@ from functools import partial
 import pytest
 import trio
 
+from backyfs.cancelling import checkpoint
 from backyfs.engine.pipeline import Job, asked, in_thread, run_jobs
 from backyfs.errors import Corrupt, SourceUnavailable
-from backyfs.source.cancelling import checkpoint
 
 
 async def test_every_job_runs_once_and_results_arrive() -> None:
@@ -107,6 +107,18 @@ async def test_cancelling_starts_no_more_jobs() -> None:
     before = started
     await trio.sleep(0.02)
     assert started == before
+
+
+async def test_a_long_job_is_cancelled_at_a_checkpoint() -> None:
+    def work() -> None:
+        for _ in range(10_000):
+            time.sleep(0.01)
+            checkpoint()
+        raise AssertionError("it never gets that far")
+
+    with trio.move_on_after(0.1) as scope:
+        await run_jobs(iter([work, work]), lambda _: None, threads=2)
+    assert scope.cancelled_caught
 
 
 async def test_a_context_is_left_in_spite_of_cancellation() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from backyfs.cancelling import checking
 from backyfs.errors import Busy, Corrupt, NoRevision, NoSpace, Unsupported, UsageError
 from backyfs.model import FRAME, Extent
 from backyfs.store import space
@@ -381,6 +382,27 @@ def test_a_fresh_file_is_not_blamed_for_what_it_has_anew(repository: Repository)
         record = staging.commit(DRAFT)
     assert set(repository.damage()) == {parent.id}
     assert read_all(repository, record) == changed
+
+
+def test_a_fresh_file_is_given_up_when_it_is_cancelled(repository: Repository) -> None:
+    parent, content = fragmented(repository)
+    repository = with_limit(repository, 100)
+
+    class Cancelled(BaseException):
+        pass
+
+    def cancelled() -> None:
+        raise Cancelled
+
+    with (
+        pytest.raises(Cancelled),
+        repository.writing() as intent,
+        repository.begin(intent, parent) as staging,
+        checking(cancelled),
+    ):
+        staging.disk("disk", len(content)).write(0, replaced(content, 1)[:FRAME])
+    assert repository.revisions()[-1] == parent
+    assert not list((repository.path / "revisions").glob("*.tmp"))
 
 
 def test_a_fresh_file_keeps_no_garbage(repository: Repository) -> None:

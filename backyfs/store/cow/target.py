@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from backyfs.cancelling import checkpoint
 from backyfs.errors import Corrupt
 from backyfs.extents import framed
 from backyfs.model import FRAME
@@ -89,6 +90,7 @@ class Target:
         bad: list[int] = []
         for extent in framed(parent.extents(), parent.size):
             for first, end in batches(extent.offset // FRAME, frame_count(extent.end)):
+                checkpoint()  # all of it may take hours
                 bad += self._copy(parent, first, end)
         self._start_table(parent)
         self._holes_known = not bad
