@@ -331,6 +331,24 @@ def test_a_fragmented_image_is_written_as_a_fresh_file(
     assert notes == []
 
 
+def test_a_fragmented_image_is_cloned_where_nothing_else_fits(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, content = fragmented(repository)
+    changed = replaced(content, 9)
+    repository = with_limit(repository, 100)
+    monkeypatch.setattr(space, "free_bytes", lambda path: space.reserve_bytes(path) + 15 * FRAME)
+    made, notes = notes_of(repository, parent, changed)
+    assert len(notes) == 1
+    assert "no fresh file" in notes[0]
+    assert extents_of(repository, made.record) > 100
+    assert read_all(repository, made.record) == changed
+    monkeypatch.undo()
+    made, notes = notes_of(repository, made.record, content)
+    assert "written as a fresh file" in notes[0]
+    assert read_all(repository, made.record) == content
+
+
 def test_a_file_fragmented_from_the_start_is_not_written_again_and_again(
     repository: Repository,
 ) -> None:

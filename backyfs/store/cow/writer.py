@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from backyfs.errors import Corrupt
+from backyfs.errors import Corrupt, NoSpace
 from backyfs.extents import merged
 from backyfs.model import FRAME, Extent
+from backyfs.store import space
 from backyfs.store.contract import Buffer
 from backyfs.store.cow import damage
 from backyfs.store.cow.blocks import different, frame_hashes, runs
@@ -33,7 +34,7 @@ from backyfs.store.cow.table import (
 from backyfs.store.cow.target import Target
 from backyfs.store.digest import FAN_OUT, HASH, digest, frame_count, group_count
 from backyfs.store.format import Place
-from backyfs.store.fs import read_exactly
+from backyfs.store.fs import allocated, read_exactly
 from backyfs.store.quarantine import Bad
 from backyfs.store.record import DiskRecord
 
@@ -184,6 +185,11 @@ class CowDiskWriter:
         extents = extent_count(parent.fd)
         # A fresh file that had as many (a compressing file system) would not gain by another.
         if extents <= max(self._extents_max, 2 * parent.table.head.fresh_extents):
+            return False
+        try:
+            space.ensure(self._image.parent, allocated(parent.files.image))
+        except NoSpace as exc:  # a clone is slow, no backup is worse
+            self._note(f"disk {self._disk}: the parent has {extents} extents, no fresh file: {exc}")
             return False
         self._note(f"disk {self._disk}: written as a fresh file, the parent has {extents} extents")
         return True
