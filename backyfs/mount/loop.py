@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backyfs.errors import TargetError
+from backyfs.model import is_revision_id
 from backyfs.mount.diskfile import Private, opened
 from backyfs.mount.guest import (
     SAFE_OPTIONS,
@@ -26,7 +27,7 @@ from backyfs.mount.guest import (
     locate,
     plan,
 )
-from backyfs.mount.loopdevice import attached, backing
+from backyfs.mount.loopdevice import Backing, attached, backing
 from backyfs.mount.mountpoint import (
     absolute,
     mounted_at,
@@ -36,6 +37,7 @@ from backyfs.mount.mountpoint import (
     unmount,
 )
 from backyfs.partition.disk import Read
+from backyfs.reader.tree.revision import IMAGE_SUFFIX
 from backyfs.store.record import Record
 from backyfs.store.repository import Repository
 
@@ -108,7 +110,7 @@ def unloop(mountpoint: Path, *, lazy: bool = False, wait_s: float = _END_S) -> N
         raise TargetError(f"nothing is mounted at {point}", hint="see: findmnt")
     device = Path(found.source)
     file = backing(device) if found.source.startswith("/dev/loop") else None
-    if file is None or not file.name.startswith(_MARK):
+    if file is None or not _is_ours(file):
         raise TargetError(f"{point} was not mounted by backyfs loop", hint=f"see: findmnt {point}")
     with serving(file.device) as process:
         unmount(point, lazy=lazy, again=f"backyfs unloop --lazy {point}")
@@ -121,6 +123,14 @@ def unloop(mountpoint: Path, *, lazy: bool = False, wait_s: float = _END_S) -> N
             raise TargetError(
                 f"{point} is unmounted, but the process {process.pid} that served it still runs"
             )
+
+
+def _is_ours(file: Backing) -> bool:
+    """Whether `loop` attached a device's file; that of a dead tree is known by its path."""
+    if file.device:
+        return file.name.startswith(_MARK)
+    path = Path(file.name)
+    return path.suffix == IMAGE_SUFFIX and is_revision_id(path.parent.name)
 
 
 def _wait_until_free(device: Path, name: str, deadline: float) -> None:

@@ -34,6 +34,9 @@ _CONFIG = struct.Struct(f"=2I{_INFO.size}s64x")
 class Backing:
     """What the kernel knows of a loop device's file: `device` ("major:minor") of the file system it
     is on, and the `name` given when it was attached.
+
+    Of a file whose server has died it may know no more than its path: then that is the `name`, and
+    `device` is "".
     """
 
     device: str
@@ -93,9 +96,19 @@ def backing(path: Path) -> Backing | None:
     except OSError as exc:
         if exc.errno in (errno.ENXIO, errno.ENOTTY, errno.EINVAL):
             return None
+        if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            return _of_the_dead(path)
         raise
     finally:
         os.close(fd)
     fields = _INFO.unpack(data)
     device, name = fields[0], fields[9].partition(b"\0")[0]
     return Backing(f"{os.major(device)}:{os.minor(device)}", name.decode(errors="replace"))
+
+
+def _of_the_dead(path: Path) -> Backing | None:
+    """The kernel asks the file's server for its attributes before it answers; its path it knows."""
+    try:
+        return Backing("", Path(f"/sys/block/{path.name}/loop/backing_file").read_text().strip())
+    except FileNotFoundError:  # it was just detached
+        return None

@@ -152,17 +152,17 @@ def prepare(mountpoint: Path, base: Path) -> Path:
     """The absolute mountpoint, fit for use; a dead mount left on it is removed. TargetError."""
     point = absolute(mountpoint)
     repair(point)
+    if (found := mounted_at(point)) is not None:
+        command = "backyfs umount" if found.fstype == FSTYPE else "umount"
+        raise TargetError(
+            f"{point} has a file system mounted already", hint=f"run: {command} {point}"
+        )
     _refuse_unless_directory(point)
     base = base.resolve()
     if point == base or base in point.parents:
         raise TargetError(
             f"{point} lies inside the store {base}",
             hint="choose a mountpoint outside of it, such as /mnt/backyfs",
-        )
-    if (found := mounted_at(point)) is not None:
-        command = "backyfs umount" if found.fstype == FSTYPE else "umount"
-        raise TargetError(
-            f"{point} has a file system mounted already", hint=f"run: {command} {point}"
         )
     if os.listdir(point):
         raise TargetError(f"{point} is not empty", hint="mount on an empty directory")
