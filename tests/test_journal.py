@@ -123,6 +123,8 @@ def test_other_kinds_have_none() -> None:
 
     for kind in ("ext2", "vfat", "squashfs", ""):
         assert not inspect(kind, read, 0, MIB).dirty
+        assert "has no journal" in inspect(kind, read, 0, MIB).reason
+    assert "not looked at" in inspect("ntfs", read, 0, MIB).reason
 
 
 def _within(data: bytes) -> Callable[[int, int], bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from backyfs.errors import TargetError
@@ -28,6 +28,7 @@ _BTRFS_SUPERBLOCK = 65536
 # XFS may be mounted.
 _EXT = ("errors=remount-ro",)
 _ALWAYS = {"ext2": _EXT, "ext3": _EXT, "ext4": _EXT, "xfs": ("nouuid",)}
+_EXTERNAL_LOG = f"its log lies on another device; name that: -o {SAFE_OPTIONS},logdev=DEVICE"
 _UNSAFE = {
     "ext3": "noload",
     "ext4": "noload",
@@ -51,11 +52,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to mount: from the scratch view or the image, with which options, and why."""
+    """How to mount: from the scratch view or the image, with which options, and why; `hint` is
+    what to do if that fails.
+    """
 
     scratch: bool
     options: tuple[str, ...]
     reason: str
+    hint: str = "see why: dmesg; a kernel without this file system says unknown type"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,27 @@ def plan(place: Place, journal: Journal, wishes: Wishes) -> Plan:
     """How to mount the file system at a place, given what its journal looks like. TargetError."""
     if journal.devices > 1:
         raise TargetError(f"this {place.kind} lies on {journal.devices} devices; it needs them all")
+    if journal.external:
+        return _plan_external(place, journal, wishes)
+    return _plan(place, journal, wishes, _ALWAYS.get(place.kind, ()))
+
+
+def _plan_external(place: Place, journal: Journal, wishes: Wishes) -> Plan:
+    """An ext can do without a journal that is clean; an XFS needs its log in any case."""
     always = _ALWAYS.get(place.kind, ())
+    if place.kind == "xfs":
+        return replace(_plan(place, journal, wishes, always), hint=_EXTERNAL_LOG)
+    if not journal.dirty:
+        return _plan(place, journal, wishes, ("noload", *always))
+    if wishes.writable or not (wishes.noload or wishes.unsafe):
+        raise TargetError(
+            f"this {place.kind} cannot be replayed: {journal.reason}",
+            hint="--noload shows it without what its journal holds",
+        )
+    return _plan(place, journal, wishes, always)
+
+
+def _plan(place: Place, journal: Journal, wishes: Wishes, always: tuple[str, ...]) -> Plan:
     if wishes.writable:
         return Plan(True, ("rw", *always), "it was asked for writing")
     if not journal.dirty:

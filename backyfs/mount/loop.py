@@ -94,7 +94,7 @@ def loop(
             fd, name=mark, writable=chosen.scratch, offset=place.start, length=place.length
         ) as device,
     ):
-        _mount(device, point, place.kind, words)
+        _mount(device, point, place.kind, words, chosen.hint)
         _verify_mounted(device, point)
         return Loop(device, point, place, chosen, words)
 
@@ -172,7 +172,7 @@ def _refuse_second_btrfs(read: Read, place: Place) -> None:
 # The mount
 
 
-def _mount(device: Path, point: Path, kind: str, options: str) -> None:
+def _mount(device: Path, point: Path, kind: str, options: str, hint: str) -> None:
     named = ["-t", kind] if kind in _NAMED else []
     command = ["mount", *named, "-o", options, "--", str(device), str(point)]
     try:
@@ -192,7 +192,7 @@ def _mount(device: Path, point: Path, kind: str, options: str) -> None:
         said = (done.stderr.strip() or f"mount ended with {done.returncode}").splitlines()
         raise TargetError(
             f"the {kind} cannot be mounted: {said[0].removeprefix('mount: ')}",
-            hint="see why: dmesg; a kernel without this file system says unknown type",
+            hint=hint,
         )
 
 

@@ -13,23 +13,27 @@ from typing import Final
 
 from backyfs.partition.disk import Read
 
+_NOT_INSPECTED: Final = ("ntfs", "ReFS", "reiserfs", "jfs", "f2fs", "hfsplus", "apfs")
+
 
 @dataclass(frozen=True, slots=True)
 class Journal:
     """`dirty`: it must be replayed; `reason` says how that was found, for people.
 
-    `devices` is the number of devices the file system lies on (btrfs; else 1).
+    `devices` is the number of devices the file system lies on (btrfs; else 1). `external`: its
+    journal lies on another device.
     """
 
     dirty: bool
     reason: str
     devices: int = 1
+    external: bool = False
 
 
 def inspect(kind: str, read: Read, start: int, length: int) -> Journal:
     """The journal of a file system of `kind` (as `recognise` names it) in a slice of a disk.
 
-    What `read` raises passes through. Kinds without a journal that matters to a mount are clean.
+    What `read` raises passes through. Kinds whose journal is not looked at count as clean.
     """
     if kind in ("ext3", "ext4"):
         return _ext(read(start, 2048))
@@ -37,19 +41,25 @@ def inspect(kind: str, read: Read, start: int, length: int) -> Journal:
         return _xfs(read, start, length)
     if kind == "btrfs":
         return _btrfs(read(start + 65536, 512))
+    if kind in _NOT_INSPECTED:
+        return Journal(False, f"what the journal of {kind} may hold is not looked at")
     return Journal(False, f"{kind or 'this file system'} has no journal to replay")
 
 
 # ext3, ext4: the superblock is at byte 1024
 
+_EXT_HAS_JOURNAL: Final = 0x4
 _EXT_NEEDS_RECOVERY: Final = 0x4
 
 
 def _ext(head: bytes) -> Journal:
-    incompat = int.from_bytes(head[1024 + 0x60 : 1024 + 0x64], "little")
+    compat, incompat = struct.unpack_from("<II", head, 1024 + 0x5C)
+    (inode,) = struct.unpack_from("<I", head, 1024 + 0xE0)
+    external = bool(compat & _EXT_HAS_JOURNAL and not inode)
+    where = ", and lies on another device" if external else ""
     if incompat & _EXT_NEEDS_RECOVERY:
-        return Journal(True, "the journal needs recovery")
-    return Journal(False, "the journal is clean")
+        return Journal(True, f"the journal needs recovery{where}", external=external)
+    return Journal(False, f"the journal is clean{where}", external=external)
 
 
 # btrfs: the superblock is at byte 65536
@@ -81,7 +91,7 @@ def _xfs(read: Read, start: int, length: int) -> Journal:
     group_blocks, _, _, log_blocks = struct.unpack_from(">4I", superblock, 84)
     group, block = divmod(log_start, 1 << superblock[124])
     if not log_start:
-        return Journal(True, "the log lies on another device")
+        return Journal(True, "the log lies on another device", external=True)
     at = start + (group * group_blocks + block) * block_bytes
     ring = _Ring(read, at, log_blocks * block_bytes // _XFS_BLOCK)
     if not ring.count or at + ring.count * _XFS_BLOCK > start + length:

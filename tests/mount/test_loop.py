@@ -30,8 +30,10 @@ from backyfs.mount.loopdevice import Backing, backing
 from backyfs.mount.mountpoint import mounted_at, mounts, serving
 from backyfs.store.record import Record
 from backyfs.store.repository import Repository
-from tests.filesystems import MIB, run
+from tests.filesystems import MIB, run, unmount
 from tests.filesystems import mounted as fs_mounted
+from tests.guests import attached
+from tests.images import sparse_image
 from tests.mount.dirty import Files, Guest, back_up_image, files_in
 from tests.mount.mounts import eventually, is_alive, mounted
 from tests.mount.test_life import backyfs, command
@@ -194,6 +196,52 @@ def test_a_guest_cannot_ask_for_a_panic(tmp_path: Path, point: Path) -> None:
     record = back_up_image(repository, disk)
     with looped(Vm(repository, record, record, {}), record, point):
         assert "errors=panic" not in options_of(point)
+
+
+def test_a_journal_on_another_device(tmp_path: Path, point: Path) -> None:
+    """No revision has it: an ext4 without it is whole when clean, and else on request."""
+    require("ext4")
+    require("fuse")
+    image = sparse_image(tmp_path / "disk", 32 * MIB)
+    used = tmp_path / "used"
+    with attached(sparse_image(tmp_path / "journal", 8 * MIB)) as journal:
+        run("mke2fs", "-q", "-b", 4096, "-O", "journal_dev", journal)
+        run("mkfs.ext4", "-q", "-F", "-b", 4096, "-J", f"device={journal}", image)
+        run("mount", "-o", "loop", image, point)
+        try:
+            (point / "file").write_text("here")
+            run("sync", "-f", point)
+            shutil.copy(image, used)
+        finally:
+            unmount(point)
+    repository = Repository.create(tmp_path / "vm", "packs")
+    clean, dirty = back_up_image(repository, image), back_up_image(repository, used)
+    vm = Vm(repository, dirty, clean, {})
+    for wishes in (Wishes(), Wishes(noload=True), Wishes(writable=True)):
+        with looped(vm, clean, point, wishes=wishes):
+            assert (point / "file").read_text() == "here"
+    with pytest.raises(TargetError, match="needs recovery, and lies on another device") as caught:
+        loop(repository, dirty, "disk", point)
+    assert "--noload" in caught.value.hint
+    with looped(vm, dirty, point, wishes=Wishes(noload=True)):
+        os.listdir(point)
+
+
+def test_a_log_on_another_device(tmp_path: Path, point: Path) -> None:
+    require("xfs")
+    require("fuse")
+    image = sparse_image(tmp_path / "disk", 64 * MIB)
+    log = sparse_image(tmp_path / "log", 16 * MIB)
+    run("mkfs.xfs", "-q", "-f", "--unsupported", "-l", f"logdev={log},size=8m", image)
+    repository = Repository.create(tmp_path / "vm", "packs")
+    record = back_up_image(repository, image)
+    with pytest.raises(TargetError, match="cannot be mounted") as caught:
+        loop(repository, record, "disk", point)
+    assert "logdev=DEVICE" in caught.value.hint
+    with attached(log) as device:
+        done = loop(repository, record, "disk", point, options=f"nodev,logdev={device}")
+        assert done.plan.scratch
+        unloop(point)
 
 
 def test_for_writing(ext4: Vm, point: Path) -> None:
