@@ -185,6 +185,21 @@ def test_an_mbr_for_large_sectors(tmp_path: Path) -> None:
     table = table_of(path, 4096)
     assert [entry.number for entry in table.partitions] == [1, 2, 4, 5, 6, 7]
     assert [entry.start for entry in table.partitions][:2] == [MIB, 9 * MIB]
+    assert table_of(path) != table, "nothing in it tells"
+    with open(path, "r+b") as stream:
+        stream.seek(table.partitions[3].start)
+        stream.write(b"hsqs")  # in a logical one
+    assert table_of(path) == table_of(path, 4096)
+    assert table_of(path).partitions[3].filesystem == "squashfs"
+
+
+def test_an_mbr_whose_place_is_known_stays(mbr: Path) -> None:
+    start = table_of(mbr).partitions[0].start
+    with open(mbr, "r+b") as stream:
+        for place in (start, start * 8):
+            stream.seek(place)
+            stream.write(b"hsqs")
+    assert table_of(mbr).partitions[0].start == start
 
 
 def test_partitions_as_the_kernel_sees_them(gpt: Path, mbr: Path) -> None:

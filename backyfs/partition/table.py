@@ -24,9 +24,9 @@ def parse(read: Read, size: int, sector: int = 512) -> Table:
     """The partitions of a disk of `size` bytes, by number.
 
     `read(offset, length)` is called only inside the disk; what it raises passes through.
-    `sector`: bytes (512 or 4096) in which the table counts; of a GPT the other one is tried too,
-    because an image does not tell. As Linux does, a GPT is believed only when sector 0 says that
-    the disk has one.
+    `sector`: bytes (512 or 4096) in which the table counts; the other one is tried too, because an
+    image does not tell. As Linux does, a GPT is believed only when sector 0 says that the disk has
+    one.
     """
     if size < max(sector, 512):
         return Table()
@@ -36,10 +36,28 @@ def parse(read: Read, size: int, sector: int = 512) -> Table:
         return _gpt(disk)
     if not any(slot.used for slot in slots) or recognise(read, 0, 512):
         return Table()  # nothing, or the boot sector of a file system on the whole disk
+    return _mbr(disk, slots)
+
+
+def _mbr(disk: Disk, slots: list[mbr.Slot]) -> Table:
+    """An MBR does not say what it counts in: the other size, if only there anything is known."""
+    told = _mbr_counted(disk, slots)
+    if not _holds_anything(told):
+        other = _mbr_counted(disk._replace(sector=_OTHER_SECTOR[disk.sector]), slots)
+        if _holds_anything(other):
+            return other
+    return told
+
+
+def _mbr_counted(disk: Disk, slots: list[mbr.Slot]) -> Table:
     try:
         return Table("mbr", _partitions(disk, mbr.entries(disk, slots)))
     except Damaged as exc:
         return Table("mbr", reason=f"the partition table is not usable: {exc}")
+
+
+def _holds_anything(table: Table) -> bool:
+    return any(partition.filesystem for partition in table.partitions)
 
 
 def _gpt(disk: Disk) -> Table:
