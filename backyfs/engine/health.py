@@ -20,6 +20,7 @@ from backyfs.errors import BackyfsError, Corrupt
 from backyfs.model import Consistency, Trust
 from backyfs.source.quiescing import note
 from backyfs.store import lock
+from backyfs.store.layout import RECORD_SUFFIX
 from backyfs.store.record import Record, State, parse_time
 from backyfs.store.repository import Repository, may_be_repository
 
@@ -167,8 +168,10 @@ def examine(expected: Expected, now: datetime, held: lock.Held) -> JobHealth:
 
 
 def _examine(health: JobHealth, repository: Repository, now: datetime, held: lock.Held) -> None:
-    there = {path.name for path in repository.layout.revisions.iterdir()}
+    # Listed after the records: what was published meanwhile is whole, what was removed is not here.
     entries = repository.ledger.entries()
+    there = {path.name for path in repository.layout.revisions.iterdir()}
+    entries = {i: entry for i, entry in entries.items() if f"{i}{RECORD_SUFFIX}" in there}
     records = sorted((r for r in entries.values() if isinstance(r, Record)), key=lambda r: r.seq)
     health.newest = records[-1] if records else None
     if held.exclusively(repository.layout.lock):

@@ -19,7 +19,9 @@ from backyfs.config.site import Settings, Site, SiteJob
 from backyfs.engine.check import Check, check
 from backyfs.engine.health import Severity
 from backyfs.engine.scrub_position import Position, save
+from backyfs.errors import BackyfsError
 from backyfs.model import Consistency, Trust
+from backyfs.store.ledger import Ledger
 from backyfs.store.quarantine import Bad
 from backyfs.store.record import Draft, Record
 from backyfs.store.repository import Repository
@@ -172,11 +174,34 @@ def test_an_unreadable_record(base: Base) -> None:
     assert base.kinds() == [("WARNING", "unreadable")]
 
 
+def test_revisions_that_come_and_go_meanwhile(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = base.job("web01", 30 * HOUR, 29 * HOUR)
+    real = Ledger.entries
+
+    def entries(ledger: Ledger) -> dict[str, Record | BackyfsError]:
+        monkeypatch.undo()
+        made = revise(repository, 1 * HOUR)
+        found = real(ledger)
+        repository.remove([repository.revisions()[0].id])
+        assert made.id in found
+        return found
+
+    monkeypatch.setattr(Ledger, "entries", entries)
+    assert base.kinds() == []
+
+
 def test_a_repository_that_cannot_be_read(base: Base) -> None:
     repository = base.job("web01", 1 * HOUR)
     repository.layout.identity.chmod(0o600)
     repository.layout.identity.write_text("{}")
     assert base.kinds() == [("CRITICAL", "repository")]
+
+
+def test_a_repository_without_its_revisions(base: Base) -> None:
+    repository = base.job("web01", 1 * HOUR)
+    shutil.rmtree(repository.layout.revisions)
+    (text,) = [f.text for f in base.check("disk").findings]
+    assert text == "cannot be read: damaged: web01: the directory revisions/ is missing"
 
 
 def test_a_time_in_the_future_is_no_backup(base: Base) -> None:
