@@ -220,7 +220,8 @@ def _prepare(directory: Path, job: SiteJob) -> None:
     path = directory / "config"
     try:
         if not is_repository(directory):
-            directory.parent.mkdir(parents=True, exist_ok=True)
+            if not directory.parent.is_dir():
+                raise ConfigError(f"the base directory {directory.parent} does not exist")
             Repository.create(directory, job.store)
             log.info("repository made", {"job": job.name, "directory": str(directory)})
         wanted = job.job.without_secrets()

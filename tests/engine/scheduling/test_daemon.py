@@ -178,6 +178,20 @@ def test_what_keeps_it_from_starting(site: Site, tmp_path: Path) -> None:
     assert "is missing" in backyfs("scheduler", "-c", tmp_path / "no", code=2).err
 
 
+def test_a_base_directory_that_goes_away_is_not_made_anew(site: Site, tmp_path: Path) -> None:
+    site.add("web01")
+    site.write("2s")
+    reason = f'reason="the base directory {site.base} does not exist"'
+    with site.scheduler():
+        eventually(lambda: site.count("web01"))
+        site.base.rename(tmp_path / "elsewhere")
+        eventually(lambda: reason in site.log.read_text())
+        assert not site.base.exists()
+        (tmp_path / "elsewhere").rename(site.base)
+        before = site.count("web01")
+        eventually(lambda: site.count("web01") > before)
+
+
 def test_jobs_and_callback_and_what_is_remembered(site: Site, tmp_path: Path) -> None:
     callback = tmp_path / "callback"
     callback.write_text(f"#!/bin/sh\ncat > {tmp_path}/given.$1\nexit 3\n")
