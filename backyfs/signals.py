@@ -31,3 +31,9 @@ def held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_end() -> None:
+    """The run is over, with nothing left to clean up: a signal that comes now ends the process."""
+    for number in ending():
+        signal.signal(number, signal.SIG_DFL)

@@ -158,7 +158,11 @@ def _named(error: OSError) -> bool:
 
 
 def report(error: BaseException, *, as_json: bool) -> int:
-    """Print why the run ended; return the exit code. A bug prints its traceback and is 1."""
+    """Print why the run ended; return the exit code. A bug prints its traceback and is 1.
+
+    A further signal ends the process there and then: it would come out as a traceback.
+    """
+    signals.let_end()
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     found = explain(error)

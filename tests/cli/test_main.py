@@ -341,6 +341,26 @@ sys.exit(main.main(sys.argv[1:]))
 """
 
 
+_TWICE = """
+import os, signal, sys
+from backyfs.cli import failure, main
+
+def report(*arguments, went_on=failure.explain):
+    os.kill(os.getpid(), signal.Signals[sys.argv.pop()])
+    return went_on(*arguments)
+
+failure.explain = report
+main.main(["-b", "/nowhere", "status"])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_says_why_it_ended(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", _TWICE, number.name]
+    run = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S)
+    assert (run.returncode, run.stderr) == (-number, "")
+
+
 def test_a_signal_that_python_drops_ends_the_run_all_the_same(vm: Vm) -> None:
     before = backyfs("-b", vm.directory, "status", "--json").json["revisions"]
     run = subprocess.run(
