@@ -67,8 +67,9 @@ async def copy(
 def missing(records: Sequence[Record], there: Sequence[Record]) -> list[Record]:
     """The records to copy to a repository that has the revisions `there`; both oldest first.
 
-    Those after the newest common one; without a common one, those later than all that is there.
-    UsageError if there are earlier ones then, and nothing says that it is the same history.
+    Those after the newest common one; without a common one, from the first on that is later than
+    all that is there or was built on one of them (clocks are set back). UsageError if there are
+    earlier ones then, and nothing says that it is the same history.
     """
     if not there:
         return list(records)
@@ -77,7 +78,8 @@ def missing(records: Sequence[Record], there: Sequence[Record]) -> list[Record]:
     if common:
         return [record for record in records if record.seq > common[-1]]
     newest = max(record.time for record in there)
-    later = [record for record in records if record.time > newest]
+    after = [i for i, r in enumerate(records) if r.time > newest or r.parent in ids]
+    later = list(records[after[0] :]) if after else []
     if len(later) < len(records) and not any(record.parent in ids for record in records):
         raise UsageError(
             "the target has newer revisions, and none of them is of this source",

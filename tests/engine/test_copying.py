@@ -163,6 +163,14 @@ def test_what_is_missing() -> None:
     assert missing(days[5:], strangers) == days[5:]
 
 
+def test_what_is_missing_after_a_clock_that_was_ahead() -> None:
+    gone = record(1, START + timedelta(days=300))
+    built = replace(record(3, START + timedelta(days=1)), parent=gone.id)
+    more = [record(2, START), built, *(record(n, START + timedelta(days=n)) for n in (4, 5))]
+    assert missing(more[1:], [gone]) == more[1:]
+    assert missing(more, [gone]) == more[1:]  # the first was there, for all one can tell
+
+
 async def test_differences_are_whole_frames_of_the_image(packs: Repository) -> None:
     source = MemorySource({"disk": disk("abcd", tail=10)})
     first = await back_up(packs, source)
