@@ -57,7 +57,7 @@ class Quarantine:
         self, bad: Bad, reason: str, *, revision: str = "", disk: str = "", offset: int = 0
     ) -> bool:
         """Record a damaged frame; whether it was new. OSError where the store is read-only."""
-        if self._path(bad).exists():  # also where nothing can be written any more
+        if self.holds(bad):  # also where nothing can be written any more
             return False
         value = {
             "unit": bad.unit,
@@ -78,6 +78,10 @@ class Quarantine:
     def clear(self, bad: Bad) -> None:
         """Remove a record: the frame reads well again, or nothing refers to it any more."""
         self._fs.unlink(self._path(bad))
+
+    def holds(self, bad: Bad) -> bool:
+        """Whether a frame is recorded."""
+        return self._path(bad).exists()
 
     def bad(self) -> set[Bad]:
         """All recorded frames, from the file names alone."""

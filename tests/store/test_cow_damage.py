@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,7 +15,7 @@ from backyfs.errors import Corrupt
 from backyfs.model import FRAME, Extent
 from backyfs.store.cow.image import CowImage
 from backyfs.store.fs import SYSTEM, forget_pages
-from backyfs.store.quarantine import WHOLE, Bad
+from backyfs.store.quarantine import WHOLE, Bad, Quarantine
 from backyfs.store.record import Record
 from backyfs.store.repository import Repository
 from tests.conftest import SmallFs
@@ -263,6 +264,31 @@ def test_damage_left_alone_is_the_clones_too(repository: Repository) -> None:
         first.id: [Extent(FRAME, FRAME)],
         second.id: [Extent(FRAME, FRAME)],
     }
+
+
+def test_many_bad_frames_are_recorded_one_by_one(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To list all that is known for each would take hours where a table is lost."""
+    content = image_of(*range(2, 82, 2))
+    first = back_up(repository, content).record
+    listings = Mock(side_effect=Quarantine.bad, autospec=True)
+    monkeypatch.setattr(Quarantine, "bad", lambda self: listings(self))
+
+    def listings_to_find(*frames: int) -> int:
+        for number in frames:
+            flip(image_path(repository, first), number * FRAME)
+        listings.reset_mock()
+        with closing(repository.open_disk(first, "disk")) as image:
+            assert set(image.check(0, 40)) >= set(frames)
+        return listings.call_count
+
+    assert listings_to_find(3) == listings_to_find(*range(4, 40)) > 0
+    assert len(repository.quarantine.bad()) == 37
+    listings.reset_mock()
+    back_up(repository, content, first, content)
+    assert listings.call_count < 10
+    assert check(repository, first) == []
 
 
 # ---- every byte --------------------------------------------------------------------------------

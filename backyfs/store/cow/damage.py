@@ -38,6 +38,13 @@ def frames_of(place: Place, unit: str) -> set[int]:
     return {bad.number for bad in place.quarantine.bad() if bad.unit == unit}
 
 
+def recorded(place: Place, unit: str, first: int, end: int) -> set[int]:
+    """Quarantined frames of an image among [first, end)."""
+    if end - first == 1:  # so are many healed, one by one: not to be listed for each
+        return {first} if place.quarantine.holds(Bad(unit, first)) else set()
+    return {number for number in frames_of(place, unit) if first <= number < end}
+
+
 def clear(place: Place, unit: str, number: int) -> None:
     """A frame reads well again."""
     place.quarantine.clear(Bad(unit, number))
@@ -48,12 +55,11 @@ def report(
     place: Place, image: CowImage, number: int, reason: str, revision: str, disk: str
 ) -> None:
     """Record a bad frame of an image, and the same frame of others that share the bad block."""
-    known = place.quarantine.bad()
-    if Bad(image.unit, number) in known:
+    if place.quarantine.holds(Bad(image.unit, number)):
         return
     _add(place, image.unit, number, reason, revision, disk)
     for unit in _also_bad(place, image, number):
-        if Bad(unit, number) not in known:
+        if not place.quarantine.holds(Bad(unit, number)):
             _add(place, unit, number, f"shares a block with {image.unit}", unit[:ID_LENGTH], disk)
 
 

@@ -323,8 +323,7 @@ class CowImage:
         """Record bad frames; forget records of frames that read well."""
         for number in bad:
             self._report(number, "fails its checksum")
-        listed = damage.frames_of(self._place, self.unit)
+        listed = damage.recorded(self._place, self.unit, first, end)
         for number in sorted(listed - set(bad)):
-            if first <= number < end:
-                with contextlib.suppress(OSError, BackyfsError):
-                    damage.clear(self._place, self.unit, number)
+            with contextlib.suppress(OSError, BackyfsError):
+                damage.clear(self._place, self.unit, number)
