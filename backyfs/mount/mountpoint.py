@@ -152,11 +152,7 @@ def prepare(mountpoint: Path, base: Path) -> Path:
     """The absolute mountpoint, fit for use; a dead mount left on it is removed. TargetError."""
     point = absolute(mountpoint)
     repair(point)
-    if (found := mounted_at(point)) is not None:
-        command = "backyfs umount" if found.fstype == FSTYPE else "umount"
-        raise TargetError(
-            f"{point} has a file system mounted already", hint=f"run: {command} {point}"
-        )
+    _refuse_mounted(point)  # first: one that hangs must not be looked into
     _refuse_unless_directory(point)
     base = base.resolve()
     if point == base or base in point.parents:
@@ -167,6 +163,14 @@ def prepare(mountpoint: Path, base: Path) -> Path:
     if os.listdir(point):
         raise TargetError(f"{point} is not empty", hint="mount on an empty directory")
     return point
+
+
+def _refuse_mounted(point: Path) -> None:
+    if (found := mounted_at(point)) is not None:
+        command = "backyfs umount" if found.fstype == FSTYPE else "umount"
+        raise TargetError(
+            f"{point} has a file system mounted already", hint=f"run: {command} {point}"
+        )
 
 
 def _refuse_unless_directory(point: Path) -> None:

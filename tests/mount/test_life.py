@@ -456,6 +456,15 @@ def test_a_read_only_store_can_be_mounted(tmp_path: Path, point: Path) -> None:
         subprocess.run(["umount", shadow], check=True)
 
 
+def test_a_mount_that_hangs_is_refused_without_a_look_into_it(tree: Mounted, base: Path) -> None:
+    os.kill(tree.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(TargetError, match="mounted already"):
+            mount(base, tree.path)
+    finally:
+        os.kill(tree.pid, signal.SIGCONT)
+
+
 def test_any_number_may_ask_whether_it_lives(tree: Mounted, base: Path) -> None:
     for _ in range(200):
         assert server_of(tree.path) == tree.pid
