@@ -11,8 +11,8 @@ ourselves, and know what to say.
 
 They are forked, by a process that was forked itself while there was one thread here (forking is not
 for a process with threads), and end with us, whatever ends us. One that was killed, or did not
-answer for long, is replaced after a while. Memory: what they share with us aside, 4 MiB of tables
-and a run as it is stored, each.
+answer for long, is replaced after a while, but for the one that forks. Memory: what they share with
+us aside, 4 MiB of tables and a run as it is stored, each.
 """
 
 from __future__ import annotations
@@ -157,6 +157,8 @@ class Decoders:
                 self._free.append(process)
         except OSError as exc:
             log.warning("no process to decode with", {"why": exc})
+            if self._server and self._server.ended:  # nobody can fork any more: told once
+                self._server = None
         finally:
             self._replacing.release()
 
@@ -225,8 +227,8 @@ class _ForkServer:
     def fork(self, sock: socket.socket) -> int:
         """The number of a process that decodes for the other end of `sock`."""
         with self._asking:
-            socket.send_fds(self._socket, [b"+"], [sock.fileno()])
             try:
+                socket.send_fds(self._socket, [b"+"], [sock.fileno()])
                 pid = int(_answer(self._socket))
             except OSError:
                 self.end()  # what it may still answer belongs to nobody
@@ -234,6 +236,11 @@ class _ForkServer:
         if not pid:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone; then nothing can be forked any more."""
+        return self._life.over(0.0)
 
     def end(self) -> None:
         """End it."""
