@@ -14,6 +14,7 @@ import logging
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import trio
@@ -29,6 +30,25 @@ from backyfs.nbd.session.ahead import Window
 from backyfs.nbd.session.session import Session
 
 log = logging.getLogger(__name__)
+
+
+def _seldom(seconds: float) -> Callable[[logging.LogRecord], bool]:
+    """Lets a line pass every so often, without its traceback."""
+    due = 0.0
+
+    def passes(record: logging.LogRecord) -> bool:
+        nonlocal due
+        record.exc_info = None
+        if record.created < due:
+            return False
+        due = record.created + seconds
+        return True
+
+    return passes
+
+
+# Without a free descriptor trio tells so ten times a second.
+logging.getLogger("trio.serve_listeners").addFilter(_seldom(60.0))
 
 CONNECTIONS_MAX = 64
 _CATALOG_THREADS = 4

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,6 +144,27 @@ def test_a_refused_export_is_logged_on_one_line(base: Path) -> None:
             line = server.wait_for("refused")
             assert "evil\\nname" in line
         assert server.end() == 0
+
+
+def test_a_lack_of_descriptors_is_told_once(base: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with started("-l", log, "-b", base, "nbd-server", "-p", "0") as server:
+        address = server.address()
+        pid = server.process.pid
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        taken = len(os.listdir(f"/proc/{pid}/fd"))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (taken + 2, hard))
+        with contextlib.ExitStack() as waiting:
+            for _ in range(6):
+                waiting.enter_context(connected(address))
+            eventually(lambda: "EMFILE" in log.read_text())
+            time.sleep(0.5)  # in which trio tries five times
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+        with connected(address) as client:
+            client.hello()
+        assert server.end() == 0
+    assert log.read_text().count("EMFILE") == 1
+    assert "Traceback" not in log.read_text()
 
 
 def test_the_recipe_of_one_vm(base: Path) -> None:
