@@ -45,6 +45,7 @@ from tests.store.contract import (
     image_of,
     noise,
     read_all,
+    spoil,
 )
 
 MIB = 1 << 20
@@ -365,9 +366,7 @@ def test_a_file_fragmented_from_the_start_is_not_written_again_and_again(
 
 def test_a_fresh_file_hides_no_damage(repository: Repository) -> None:
     parent, content = fragmented(repository)
-    with open(image_path(repository, parent), "r+b") as stream:
-        stream.seek(5 * FRAME + 99)
-        stream.write(b"!")
+    spoil(repository, parent, 5)
     repository = with_limit(repository, 100)
     with repository.writing() as intent, repository.begin(intent, parent) as staging:
         writer = staging.disk("disk", len(content))
@@ -390,9 +389,7 @@ def test_a_fresh_file_hides_no_damage(repository: Repository) -> None:
 def test_a_fresh_file_is_not_blamed_for_what_it_has_anew(repository: Repository) -> None:
     """The frame that is copied is damaged; the source brings another in its place."""
     parent, content = fragmented(repository)
-    with open(image_path(repository, parent), "r+b") as stream:
-        stream.seek(5 * FRAME + 99)
-        stream.write(b"!")
+    spoil(repository, parent, 5)
     repository = with_limit(repository, 100)
     changed = replaced(content, 81)
     with repository.writing() as intent, repository.begin(intent, parent) as staging:
