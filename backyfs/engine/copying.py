@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import dropwhile
 
 import trio
 
@@ -78,8 +79,7 @@ def missing(records: Sequence[Record], there: Sequence[Record]) -> list[Record]:
     if common:
         return [record for record in records if record.seq > common[-1]]
     newest = max(record.time for record in there)
-    after = [i for i, r in enumerate(records) if r.time > newest or r.parent in ids]
-    later = list(records[after[0] :]) if after else []
+    later = list(dropwhile(lambda r: r.time <= newest and r.parent not in ids, records))
     if len(later) < len(records) and not any(record.parent in ids for record in records):
         raise UsageError(
             "the target has newer revisions, and none of them is of this source",
