@@ -14,6 +14,7 @@ import logging
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -39,9 +40,9 @@ def _seldom(seconds: float) -> Callable[[logging.LogRecord], bool]:
     def passes(record: logging.LogRecord) -> bool:
         nonlocal due
         record.exc_info = None
-        if record.created < due:
+        if (now := time.monotonic()) < due:
             return False
-        due = record.created + seconds
+        due = now + seconds
         return True
 
     return passes
