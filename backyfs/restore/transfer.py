@@ -61,8 +61,7 @@ def restore(
     else:
         _scatter(reader, target, advance)
     target.finish()
-    data = sum(extent.length for extent in image.extents())
-    return Report(image.size, data, tuple(merged(reader.bad)))
+    return Report(image.size, image.data, tuple(merged(reader.bad)))
 
 
 def damaged(image: StoredImage, *, advance: Advance = ignore) -> list[Extent]:

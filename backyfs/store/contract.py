@@ -54,6 +54,10 @@ class StoredImage(Image, Protocol):
     def digest(self) -> str:
         """Hex digest of size and content (docs/format.md, section 2), equal in all formats."""
 
+    @property
+    def data(self) -> int:
+        """Bytes of the frames that are not zero."""
+
     def hashes(self, first: int, count: int) -> bytes:
         """BLAKE3 of frames [first, first + count), 32 bytes each; a zero frame is 32 zero bytes.
 

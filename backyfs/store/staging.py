@@ -135,7 +135,7 @@ class Staging:
             name=name,
             size=writer.size,
             digest=image.digest,
-            data=sum(extent.length for extent in image.extents()),
+            data=image.data,
             files=self._stage.files(name),
             source=draft.sources.get(name, {}),
             partitions=draft.partitions.get(name, ()),

@@ -15,11 +15,11 @@ from backyfs.store.digest import FAN_OUT, HASH, node
 
 
 class MemoryImage:
-    """`content` as an image; `data` are the extents that are no holes, `bad` unreadable frames."""
+    """`content` as an image; `filled` are extents that are no holes, `bad` unreadable frames."""
 
-    def __init__(self, content: bytes, data: Iterable[Extent], bad: Iterable[int] = ()) -> None:
+    def __init__(self, content: bytes, filled: Iterable[Extent], bad: Iterable[int] = ()) -> None:
         self.content = content
-        self.data = list(merged(data))
+        self.filled = list(merged(filled))
         self.bad = frozenset(bad)
 
     @property
@@ -41,7 +41,7 @@ class MemoryImage:
         return None
 
     def extents(self) -> Iterator[Extent]:
-        return iter(self.data)
+        return iter(self.filled)
 
     def raw_fd(self) -> int | None:
         return None
@@ -55,6 +55,10 @@ class MemoryImage:
     @property
     def digest(self) -> str:
         return ""
+
+    @property
+    def data(self) -> int:
+        return sum(extent.length for extent in self.extents())
 
     def hashes(self, first: int, count: int) -> bytes:
         return frame_hashes(self.content[first * FRAME : (first + count) * FRAME])

@@ -108,8 +108,8 @@ def test_a_new_image_is_the_disk(image: MemoryImage, ceph: Cluster) -> None:
     ceph.empty("rbd")
     to("rbd:rbd/new", image)
     assert content_of(ceph, "new") == image.content
-    assert objects(ceph, "new") == {e.offset // OBJECT for e in image.data} | {
-        (e.end - 1) // OBJECT for e in image.data
+    assert objects(ceph, "new") == {e.offset // OBJECT for e in image.filled} | {
+        (e.end - 1) // OBJECT for e in image.filled
     }
     assert names(ceph) == ["new"]
 

@@ -71,7 +71,7 @@ def to_file(image: MemoryImage, path: Path, *, salvage: bool = False) -> tuple[R
 def test_a_stream_gets_every_byte(image: MemoryImage) -> None:
     report, found = to_stream(image)
     assert found == image.content
-    assert report == Report(image.size, sum(e.length for e in image.data), ())
+    assert report == Report(image.size, sum(e.length for e in image.filled), ())
 
 
 @with_one_directory
@@ -151,7 +151,7 @@ def test_what_is_overwritten_gets_its_head_last(tmp_path: Path) -> None:
                 assert path.read_bytes()[2 * MIB :] == self.content[2 * MIB :]
             return super().read(offset, length)
 
-    assert to_file(Watching(image.content, image.data), path)[1] == image.content
+    assert to_file(Watching(image.content, image.filled), path)[1] == image.content
     assert seen[-1] == 0
 
 

@@ -97,6 +97,12 @@ def covered(extents: Iterable[Extent]) -> set[int]:
     return {n for e in extents for n in range(e.offset // FRAME, -(-e.end // FRAME))}
 
 
+def bytes_of_data(content: bytes) -> int:
+    """Bytes of the frames that are not zero."""
+    frames = (content[at : at + FRAME] for at in range(0, len(content), FRAME))
+    return sum(len(frame) for frame in frames if any(frame))
+
+
 # ---- making revisions --------------------------------------------------------------------------
 
 
@@ -269,6 +275,7 @@ class StoreContract:
         with closing(repository.open_disk(record, "disk")) as image:
             extents = list(image.extents())
         assert covered(extents) == {1, 2, 5}
+        assert record.disks["disk"].data == bytes_of_data(content)
         position = 0
         for extent in extents:
             assert extent.length > 0
@@ -819,6 +826,8 @@ class Machine(RuleBasedStateMachine):
         assert set(records) == set(self.contents)
         for revision, content in self.contents.items():
             assert read_all(self.repository, records[revision]) == content
+            (disk,) = records[revision].disks.values()
+            assert disk.data == bytes_of_data(content)
 
     @invariant()
     def the_store_is_sound(self) -> None:

@@ -111,6 +111,10 @@ class CowImage:
         return self.disk.digest
 
     @property
+    def data(self) -> int:
+        return self.disk.data
+
+    @property
     def unit(self) -> str:
         """The quarantine's name of this image."""
         return self.files.unit

@@ -282,7 +282,14 @@ class CowDiskWriter:
             Head(self._place.uuid, size, extents), bytes(level1), None if resized else groups
         )
         files = {self._image.name: "", self._table.name: checksum(head.encode(), bytes(level1))}
-        return DiskRecord(self._disk, size, digest(size, bytes(level1)), files)
+        return DiskRecord(
+            self._disk, size, digest(size, bytes(level1)), files, data=self._data(target)
+        )
+
+    def _data(self, target: Target) -> int:
+        """Bytes of frames that are not zero, as the table has them: an image is slow to ask."""
+        frames = nonzero_frames(target.table_fd, 0, frame_count(self._size))
+        return sum(self._extent(first, end).length for first, end in frames)
 
     def sealed(self) -> DiskRecord:
         """Size, digest and files of the disk, after seal."""

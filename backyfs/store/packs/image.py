@@ -142,6 +142,11 @@ class PackImage:
         """Hex digest of size and content."""
         return self._digest or digest(self.map.size, self.map.groups)
 
+    @property
+    def data(self) -> int:
+        """Bytes of the frames the map places somewhere."""
+        return sum(extent.length for extent in self.extents())
+
     def close(self) -> None:
         """Give back the lock and the library; closing twice is harmless."""
         if self._open.acquire(blocking=False):
