@@ -92,6 +92,47 @@ async def test_an_error_of_the_consumer_comes_out_bare() -> None:
         await run_jobs(iter([lambda: 7]), consume)
 
 
+async def test_what_was_done_before_an_error_arrives() -> None:
+    done: list[int] = []
+
+    def fail() -> int:
+        raise SourceUnavailable("gone")
+
+    with pytest.raises(SourceUnavailable):
+        await run_jobs(iter([lambda: 1, lambda: 2, fail]), done.append, threads=1)
+    assert done == [1, 2]
+
+
+async def test_what_was_done_before_a_cancellation_arrives() -> None:
+    done: list[int] = []
+    reached = trio.Event()
+
+    def wait() -> int:
+        trio.from_thread.run_sync(reached.set)
+        while True:
+            time.sleep(0.01)
+            checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        jobs: list[Job[int]] = [lambda: 1, lambda: 2, wait]
+        nursery.start_soon(partial(run_jobs, iter(jobs), done.append, threads=1))
+        await reached.wait()
+        nursery.cancel_scope.cancel()
+    assert done == [1, 2]
+
+
+async def test_results_arrive_while_jobs_go_on() -> None:
+    first = threading.Event()
+
+    def jobs() -> Iterator[Job[None]]:
+        yield lambda: None
+        while not first.is_set():
+            yield partial(time.sleep, 0.001)
+
+    with trio.fail_after(30):
+        await run_jobs(jobs(), lambda _: first.set(), threads=2)
+
+
 async def test_cancelling_starts_no_more_jobs() -> None:
     started = 0
 
