@@ -76,6 +76,9 @@ _KEYS = ("source", "schedule", *OPTIONS, "secrets", "path")
 def read_job(path: Path) -> Job:
     """The job in the file `path`; ConfigError names everything that is wrong with it."""
     hint = "nothing says what to back up; run: backyfs init"
+    with contextlib.suppress(OSError):  # reading it says why
+        if path.is_fifo():  # to open it would wait for somebody who writes
+            raise ConfigError(f"cannot read {path}: it is not a file")
     document = load(path, bytes_max=SIZE_MAX, what="job", hint=hint)
     keys = document.mapping(document.root, "the file", _KEYS)
     job = job_of(document, document.root, keys, BUILT_IN)

@@ -130,6 +130,9 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     assert "nothing says what to back up" in caught.value.hint
     with pytest.raises(ConfigError, match=r"cannot read .*: Is a directory"):
         read_job(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigError, match=r"cannot read .*: it is not a file"):
+        read_job(tmp_path / "fifo")
     (tmp_path / "config").write_bytes(b"source: \xff")
     with pytest.raises(ConfigError, match=r"is not UTF-8 text \(byte 8"):
         read_job(tmp_path / "config")
