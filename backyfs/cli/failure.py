@@ -41,23 +41,39 @@ class Failure(NamedTuple):
     hint: str = ""
 
 
-arrived: list[int] = []
-"""Signals that raised Interrupted. Where nothing can be raised (a callback of the garbage collector
-or of the import system) it is dropped with a line on stderr: who runs on looks here."""
+dropped: list[int] = []
+"""Signals whose exception Python dropped, where nothing can be raised: in a callback of the garbage
+collector or of the import system. Who runs on looks here."""
 
 
 def raise_on_signals() -> None:
     """Make the signals that end a run raise Interrupted in the main thread; SIGINT is Python's."""
-    arrived.clear()
+    dropped.clear()
+    sys.unraisablehook = _drop
     for number in signals.ending():
         if number != signal.SIGINT:
             signal.signal(number, _raise)
 
 
+def raise_dropped() -> None:
+    """Interrupted, if a signal came that could not end the run."""
+    if dropped:
+        raise Interrupted(dropped[0])
+
+
+def _drop(unraisable: sys.UnraisableHookArgs) -> None:
+    match unraisable.exc_value:
+        case Interrupted(number=number):
+            dropped.append(number)
+        case KeyboardInterrupt():
+            dropped.append(signal.SIGINT)
+        case _:
+            sys.__unraisablehook__(unraisable)
+
+
 def _raise(number: int, _: FrameType | None) -> None:
     if number == signal.SIGHUP:  # shell and kernel both send it: clean up only once
         signal.signal(number, signal.SIG_IGN)
-    arrived.append(number)
     raise Interrupted(number)
 
 

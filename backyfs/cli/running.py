@@ -26,7 +26,7 @@ def run(function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
     """Run `await function(...)` to its end; Interrupted when a signal came before it."""
     keep_freed_blocks()
     stopping = signals.ending()
-    received = list(failure.arrived)  # was dropped: who got it would not have come here
+    received = list(failure.dropped)
     results: list[T] = []
 
     async def main() -> None:

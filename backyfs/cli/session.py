@@ -96,13 +96,15 @@ def _as_json() -> bool:
 @contextlib.contextmanager
 def _failing(command: str) -> Iterator[None]:
     """Log why what is within failed; the operator hears of it when the program ends."""
+    from backyfs.cli import failure
+
     try:
+        failure.raise_dropped()
         yield
     except BaseException as error:
         import logging
 
         from backyfs import log
-        from backyfs.cli import failure
 
         found = failure.explain(error) or failure.Failure(1, f"a bug: {error!r}")
         values = {"code": found.code, "reason": found.message}

@@ -326,18 +326,18 @@ def test_an_interrupted_restore_leaves_nothing(number: signal.Signals, tmp_path:
 
 _DROPPED = """
 import os, signal, sys
-from backyfs.cli import main, running
+from backyfs.cli import main, session
 
 class Forgotten:
     def __del__(self):  # what is raised in here is dropped
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.Signals[sys.argv[1]])
 
-def run(*arguments, went_on=running.run, **options):
+def repository(*arguments, went_on=session.Session.repository):
     Forgotten()
-    return went_on(*arguments, **options)
+    return went_on(*arguments)
 
-running.run = run
-sys.exit(main.main(sys.argv[1:]))
+session.Session.repository = repository
+sys.exit(main.main(sys.argv[2:]))
 """
 
 
@@ -361,16 +361,19 @@ def test_a_signal_while_it_says_why_it_ended(number: signal.Signals) -> None:
     assert (run.returncode, run.stderr) == (-number, "")
 
 
-def test_a_signal_that_python_drops_ends_the_run_all_the_same(vm: Vm) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("arguments", [["backup"], ["forget", "-y", "-r", "latest"]])
+def test_a_signal_that_python_drops_ends_the_run_all_the_same(
+    arguments: list[str], number: signal.Signals, vm: Vm
+) -> None:
     before = backyfs("-b", vm.directory, "status", "--json").json["revisions"]
     run = subprocess.run(
-        [sys.executable, "-c", _DROPPED, "-b", vm.directory, "backup"],
+        [sys.executable, "-c", _DROPPED, number.name, "-b", vm.directory, *arguments],
         stderr=subprocess.PIPE,
         text=True,
         timeout=TIMEOUT_S,
     )
-    assert run.returncode == 143, run.stderr
-    assert run.stderr.splitlines()[-1] == "backyfs: stopped by SIGTERM"
+    assert (run.returncode, run.stderr) == (128 + number, f"backyfs: stopped by {number.name}\n")
     assert backyfs("-b", vm.directory, "status", "--json").json["revisions"] == before
 
 
