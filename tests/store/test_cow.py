@@ -482,6 +482,20 @@ def test_a_lost_block_is_an_error_not_zeros(repository: Repository) -> None:
         assert list(image.extents()) == [Extent(FRAME, FRAME)]
 
 
+def test_no_hole_is_believed_where_nothing_proves_it(repository: Repository) -> None:
+    """Image and table lost the same frame: a restore would write zeros and call it whole."""
+    content = image_of(2, 4, *[0] * 1022, 6, 0)
+    record = back_up(repository, content).record
+    path = image_path(repository, record)
+    for file, at, length in ((path, FRAME, FRAME), (path.with_suffix(".sum"), 4096, 4096)):
+        fd = os.open(file, os.O_RDWR)
+        Fs().punch(fd, at, length)
+        os.close(fd)
+    with closing(repository.open_disk(record, "disk")) as image:
+        assert list(image.extents()) == [Extent(0, 1025 * FRAME)]
+        assert image.check(0, 1026) == list(range(1024))
+
+
 def test_garbage_in_a_hole_is_damage(repository: Repository) -> None:
     record = back_up(repository, image_of(2, 0, 4)).record
     with open(image_path(repository, record), "r+b") as stream:

@@ -256,7 +256,9 @@ class CowImage:
 
     def extents(self) -> Iterator[Extent]:
         data = data_extents(self.fd, 0, self.size)
-        return joined(self._checked_extents(data)) if self._check else data
+        if not self._check:
+            return data
+        return joined(heapq.merge(self._checked_extents(data), self._unproven()))
 
     def _checked_extents(self, data: Iterator[Extent]) -> Iterator[Extent]:
         """Whole frames, because a check reads these; also those that should not be holes.
@@ -273,6 +275,13 @@ class CowImage:
     def _lost(self, first: int, end: int) -> Iterator[Extent]:
         for start, stop in nonzero_frames(self.table.fd, first, end):
             yield Extent(start * FRAME, min(stop * FRAME, self.size) - start * FRAME)
+
+    def _unproven(self) -> Iterator[Extent]:
+        """Groups whose hashes nothing proves: a hole in them, and in the table, may be a loss."""
+        for group in self.table.bad_groups():
+            if self._columns.get(group) is None:
+                first, end = group_frames(group, self.size)
+                yield Extent(first * FRAME, min(end * FRAME, self.size) - first * FRAME)
 
     # Hashes
 
