@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from backyfs.model import Consistency, Extent
 from backyfs.source import contract
+from backyfs.source.cancelling import checkpoint
 from backyfs.source.contract import (
     Backups,
     Bookmark,
@@ -23,6 +24,9 @@ from backyfs.source.contract import (
     Snapshot,
     Source,
 )
+
+_STEP_S = 1.0
+"""How long a wait may go on before it looks whether the backup is to stop."""
 
 
 class Rate:
@@ -41,13 +45,14 @@ class Rate:
         self._lock = threading.Lock()
 
     def take(self, count: int) -> None:
-        """Wait until `count` more bytes may be read."""
+        """Wait until `count` more bytes may be read; a backup that is to stop does not wait."""
         with self._lock:
             now = self._now()
             begin = max(self._free_at, now)
             self._free_at = begin + count / self._bytes_per_s
-        if begin > now:
-            self._sleep(begin - now)
+        while (left := begin - self._now()) > 0:
+            checkpoint()
+            self._sleep(min(left, _STEP_S))
 
 
 class ThrottledSource:

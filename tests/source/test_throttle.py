@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from uuid import UUID
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backyfs.source.cancelling import checking
 from backyfs.source.contract import Backups, Session, session
 from backyfs.source.file import FileSource
 from backyfs.source.throttle import Rate, ThrottledSource
@@ -26,7 +28,7 @@ def rate(clock: Clock, bytes_per_s: int) -> Rate:
     return Rate(bytes_per_s, now=lambda: clock.now, sleep=clock.sleep)
 
 
-@given(st.lists(st.integers(1, 10_000), min_size=1), st.integers(1, 5_000))
+@given(st.lists(st.integers(1, 10_000), min_size=1), st.integers(100, 5_000))
 def test_no_faster_than_the_rate(counts: list[int], bytes_per_s: int) -> None:
     clock = Clock()
     limited = rate(clock, bytes_per_s)
@@ -45,6 +47,21 @@ def test_an_idle_second_is_not_made_up_for() -> None:
     assert clock.now == 160.0
     limited.take(10)
     assert clock.now == 161.0
+
+
+def test_a_wait_ends_when_the_backup_is_to_stop() -> None:
+    """Two megabytes, a job of the engine, take half an hour at a kilobyte a second."""
+    clock = Clock()
+    limited = rate(clock, 1)
+
+    def stop() -> None:
+        if clock.now >= 103:
+            raise KeyboardInterrupt
+
+    limited.take(1800)
+    with checking(stop), pytest.raises(KeyboardInterrupt):
+        limited.take(1)
+    assert clock.now == 103.0
 
 
 def test_what_a_source_remembers_is_asked_of_it() -> None:
