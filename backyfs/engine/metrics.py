@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from backyfs import __version__
 from backyfs.engine.health import Severity
 from backyfs.errors import TargetError
+from backyfs.store.fs import refuse_special
 from backyfs.store.meter import Meter
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def write_metrics(path: Path, check: Check) -> None:
     registry = CollectorRegistry()
     registry.register(_Metrics(check))
     try:
+        refuse_special(path)
         write_to_textfile(str(path), registry)
         path.chmod(0o644)  # node_exporter is another user
     except OSError as exc:

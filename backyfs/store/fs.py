@@ -206,6 +206,13 @@ def prepare(target: Path, data: Buffer, fs: Fs = SYSTEM, mode: int = 0o640) -> N
         raise
 
 
+def refuse_special(path: Path) -> None:
+    """OSError for what is there and no regular file: renaming to /dev/null takes it from all."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError(errno.EINVAL, "there is something that is no regular file", str(path))
+
+
 def publish_new(target: Path, data: Buffer, fs: Fs = SYSTEM, mode: int = 0o640) -> bool:
     """Create `target` with `data` if no such name exists; whether it did (O_EXCL semantics)."""
     tmp = temporary(target)

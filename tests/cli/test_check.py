@@ -249,6 +249,16 @@ def test_metrics_that_cannot_be_written(config: Path, tmp_path: Path) -> None:
     assert held_to_the_guidelines(done).startswith("UNKNOWN: cannot write metrics")
 
 
+def test_metrics_take_nobodys_device(config: Path, tmp_path: Path) -> None:
+    """Where they replaced /dev/null, or /dev/stdout, everybody would find a file there."""
+    path = tmp_path / "x.prom"
+    os.mkfifo(path)
+    done = check(config, "--metrics", path, code=3)
+    assert "no regular file" in held_to_the_guidelines(done)
+    assert path.is_fifo()
+    assert os.listdir(tmp_path).count("x.prom") == 1
+
+
 def test_metrics_that_cannot_be_written_hide_no_finding(
     config: Path, vm: Vm, tmp_path: Path
 ) -> None:

@@ -6,9 +6,10 @@ the configuration again; if that has problems the old one stays, and the log say
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import trio
@@ -146,19 +147,26 @@ class _Daemon:
             await trio.sleep(self._scheduler.site.settings.status_interval_s)
 
     def _save(self) -> None:
-        """Write status and memory; a full disk must not end the daemon."""
+        """Write status and memory; a full disk must not end the daemon, nor one keep the other."""
         scheduler = self._scheduler
         if not all(job.known for job in scheduler.jobs.values()):
             return  # nothing is said of a job whose repository was not looked at
-        try:
+        with _going_on("status not written"):
             state.write_status(scheduler.site.settings.status_path, scheduler.jobs.values())
+        with _going_on("memory not written"):
             memories = {name: memory.encode() for name, memory in scheduler.memories().items()}
             if memories != self._remembered:
                 state.write_memories(self._base_dir, scheduler.memories())
                 self._remembered = memories
-        except OSError as exc:
-            log.warning("status not written", {"reason": exc.strerror or str(exc)})
         notify.status(_summary(scheduler))
+
+
+@contextlib.contextmanager
+def _going_on(message: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        log.warning(message, {"reason": exc.strerror or str(exc)})
 
 
 async def _keep_alive() -> None:

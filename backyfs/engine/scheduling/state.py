@@ -17,6 +17,7 @@ from typing import Any
 
 from backyfs.engine.scheduling.jobs import Job
 from backyfs.engine.scheduling.memory import Memory
+from backyfs.store.fs import refuse_special
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ def read_memories(base_dir: Path) -> dict[str, Memory]:
 
 def _replace(path: Path, text: str, mode: int) -> None:
     """Readers see the old file or the new one; durability is not worth a wait of the disk."""
+    refuse_special(path)
     tmp = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.tmp")
     try:
         with open(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as stream:

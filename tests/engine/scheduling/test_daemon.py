@@ -228,6 +228,18 @@ def test_jobs_and_callback_and_what_is_remembered(site: Site, tmp_path: Path) ->
     assert "memory of the last scheduler is lost" in site.log.read_text()
 
 
+def test_a_device_as_status_file_is_not_replaced(site: Site, tmp_path: Path) -> None:
+    """Such as /dev/null, where somebody wants no status. The memory is written all the same."""
+    site.add("web01")
+    device = tmp_path / "device"
+    os.mkfifo(device)
+    site.write("1d", status_file=device)
+    with site.scheduler():
+        eventually(lambda: (site.base / ".scheduler.json").exists())
+    assert device.is_fifo()
+    assert "no regular file" in site.log.read_text()
+
+
 def test_a_command_that_is_killed(site: Site, tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\necho 'backyfs: warning: slow' >&2\nkill -9 $$\n")
