@@ -292,6 +292,10 @@ class _Reader:
                 self._jobs[name] = self._job(document, value, name)
 
     def _job(self, document: Document, node: Node, name: str) -> SiteJob:
+        settings = Settings(**self._settings)
+        if settings.base_dir / name == settings.status_path:
+            text = f"the directory of the job {name!r} has the name of the status file"
+            document.problem(node, f"{text}: rename the job, or give global `status-file`")
         keys = document.mapping(node, f"the job {name!r}", JOB_KEYS)
         job = job_of(document, node, keys, self._schedules)
         if "source" in keys and job.source_type and self._check_source:

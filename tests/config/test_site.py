@@ -222,3 +222,14 @@ def test_the_example_of_the_documentation_is_a_configuration(tmp_path: Path) -> 
     found = site(tmp_path, "\n".join(lines) + "\n", sources=True)
     assert list(found.jobs) == ["web01", "db01"]
     assert found.jobs["db01"].job.rate_limit == 50 << 20
+
+
+def test_no_job_may_have_the_place_of_the_status_file(tmp_path: Path) -> None:
+    job = "{source: {type: file, filename: /a}}"
+    text = f"global: {{base-dir: /srv/backy}}\njobs:\n  status: {job}\n"
+    assert complaint(tmp_path, text) == (
+        "backy.conf:3:11: the directory of the job 'status' has the name of the status file:"
+        " rename the job, or give global `status-file`"
+    )
+    elsewhere = text.replace("backy}", "backy, status-file: /run/backy.status}")
+    assert list(site(tmp_path, elsewhere).jobs) == ["status"]
