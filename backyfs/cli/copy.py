@@ -13,8 +13,8 @@ from backyfs.store.repository import Repository, is_repository
 
 
 @click.command()
-@click.argument("source", metavar="SRC", type=click.Path(path_type=Path, readable=False))
-@click.argument("target", metavar="DST", type=click.Path(path_type=Path, readable=False))
+@click.argument("source", metavar="SRC", type=options.PATH)
+@click.argument("target", metavar="DST", type=options.PATH)
 @click.option(
     "--store",
     type=click.Choice(["auto", "packs", "cow"]),

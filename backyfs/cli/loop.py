@@ -31,7 +31,7 @@ is mounted, the revision is in use and is not removed."""
 
 @click.command(epilog=EPILOG)
 @click.argument("spec", metavar="SPEC", shell_complete=complete_spec)
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=options.PATH)
 @click.option("--disk", metavar="NAME", help="Which disk, if the revision has several.")
 @click.option(
     "--partition",

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backyfs import __version__, signals
-from backyfs.cli import failure, hints, streams
+from backyfs.cli import failure, hints, options, streams
 from backyfs.cli.completing import complete_directory
 from backyfs.cli.session import Session
 
@@ -130,7 +130,7 @@ class Program(click.Group):
     "-b",
     "--backup-dir",
     metavar="DIR",
-    type=click.Path(path_type=Path, readable=False),
+    type=options.PATH,
     default=Path("."),
     envvar="BACKYFS_BACKUP_DIR",
     show_envvar=True,
@@ -141,7 +141,7 @@ class Program(click.Group):
     "-c",
     "--config",
     metavar="FILE",
-    type=click.Path(path_type=Path, readable=False),
+    type=options.PATH,
     default=Path("/etc/backy.conf"),
     envvar="BACKYFS_CONFIG",
     show_envvar=True,
@@ -151,7 +151,7 @@ class Program(click.Group):
     "-l",
     "--logfile",
     metavar="FILE",
-    type=click.Path(path_type=Path, readable=False),
+    type=options.PATH,
     help="Log file of commands that write (default: backy.log in the VM's directory).",
 )
 @click.option(

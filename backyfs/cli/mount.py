@@ -25,7 +25,7 @@ seconds. A damaged part of an image is an I/O error for that part only."""
 
 
 @click.command(epilog=EPILOG)
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=options.PATH)
 @click.option(
     "-f", "--foreground", is_flag=True, help="Stay; SIGTERM or SIGINT (Ctrl-C) end the mount."
 )

@@ -11,7 +11,6 @@ from backyfs.cli.session import Session
 from backyfs.errors import UsageError
 
 MIB = 1024 * 1024
-_FILE = click.Path(path_type=Path, readable=False)
 
 EPILOG = """\b
 Examples:
@@ -36,16 +35,25 @@ gone when it ends."""
     help="TCP port (default: 9000; 0: any that is free).",
 )
 @click.option(
-    "--socket", "path", metavar="PATH", type=_FILE, help="Listen on a unix socket, not on TCP."
+    "--socket",
+    "path",
+    metavar="PATH",
+    type=options.PATH,
+    help="Listen on a unix socket, not on TCP.",
 )
 @click.option(
-    "--tls-cert", metavar="FILE", type=_FILE, help="Speak TLS only, with this certificate (PEM)."
+    "--tls-cert",
+    metavar="FILE",
+    type=options.PATH,
+    help="Speak TLS only, with this certificate (PEM).",
 )
-@click.option("--tls-key", metavar="FILE", type=_FILE, help="Private key of the certificate (PEM).")
+@click.option(
+    "--tls-key", metavar="FILE", type=options.PATH, help="Private key of the certificate (PEM)."
+)
 @click.option(
     "--tls-ca",
     metavar="FILE",
-    type=_FILE,
+    type=options.PATH,
     help="Let in only clients with a certificate of this authority (PEM).",
 )
 @click.option(

@@ -46,6 +46,21 @@ def parse_size(text: str) -> int | None:
         return None
 
 
+class _Path(click.Path):
+    """A path, but not the empty one: that is a shell's variable that was not set, and the current
+    directory to Python.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse a word of the command line."""
+        if value == "":
+            self.fail("it is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path, readable=False)
+
+
 class _Scratch(click.ParamType[tuple[Path, int | None]]):
     """DIR or DIR:SIZE: where overlays are kept, and how many bytes they may take."""
 
@@ -55,6 +70,8 @@ class _Scratch(click.ParamType[tuple[Path, int | None]]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[Path, int | None]:
         """Parse a word of the command line; a directory may have a colon in its name."""
+        if not value:
+            self.fail("it is empty", param, ctx)
         directory, colon, size = str(value).rpartition(":")
         if not colon or (bytes_max := parse_size(size)) is None:
             return Path(value), None
@@ -102,7 +119,7 @@ def config(function: F) -> F:
         "-c",
         "--config",
         metavar="FILE",
-        type=click.Path(path_type=Path, readable=False),
+        type=PATH,
         expose_value=False,
         callback=keep,
         help="Configuration of all jobs (default: /etc/backy.conf).",

@@ -142,6 +142,8 @@ def make_way(directory: Path) -> None:
             raise UsageError(f"{directory} lies in the repository {above}", hint=_HOW_TO_NAME)
     if directory.is_dir() and (inside := [p for p in directory.iterdir() if may_be_repository(p)]):
         raise UsageError(f"{directory} is a base directory of {len(inside)} VMs", hint=_HOW_TO_NAME)
+    if directory.exists() and not directory.is_dir():
+        raise NoRepository(f"{directory} is not a directory", hint=_HOW_TO_NAME)
     try:
         os.makedirs(directory.parent, 0o750, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as exc:

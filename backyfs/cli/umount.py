@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from backyfs.cli import options
+
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=options.PATH)
 @click.option(
     "-l",
     "--lazy",

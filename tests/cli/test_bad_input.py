@@ -42,6 +42,29 @@ def test_a_base_directory_where_a_vm_is_needed(vm: Vm) -> None:
 def test_a_file_where_a_directory_is_needed(vm: Vm) -> None:
     refused("-b", vm.image, "status", code=10)
     refused("-b", vm.image / "vm", "init", "file", vm.image, code=10)
+    assert "not a directory" in refused("-b", vm.image, "init", "file", vm.image, code=10)
+    assert "not a directory" in refused("copy", vm.directory, vm.image, code=10)
+
+
+def test_an_empty_path_is_not_the_current_directory(
+    vm: Vm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a variable that was not set: `copy SRC "$DST"` made a repository where one stood."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for arguments in (
+        ("copy", vm.directory, ""),
+        ("copy", "", here / "copy"),
+        ("-b", "", "init", "file", vm.image),
+        ("-b", vm.directory, "-l", "", "backup"),
+        ("-c", "", "jobs"),
+        ("-b", vm.directory, "mount", ""),
+        ("umount", ""),
+        ("-b", vm.directory, "nbd-server", "--scratch", ""),
+    ):
+        assert "it is empty" in refused(*arguments, code=2)
+    assert os.listdir(here) == []
 
 
 @pytest.mark.parametrize(
