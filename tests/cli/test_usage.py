@@ -68,6 +68,12 @@ def test_tenants_of_a_base_directory(base: Path, tmp_path: Path) -> None:
     assert "(all)  acme" in table
 
 
+def test_a_configuration_that_was_named_is_there(base: Path, tmp_path: Path) -> None:
+    """Without it every VM would be nobody's."""
+    missing = tmp_path / "missing.conf"
+    assert refused("-b", base, "usage", "-c", missing, code=2) == f"{missing} is missing"
+
+
 def test_a_span(vm: Vm) -> None:
     past = backyfs("-b", vm.directory, "usage", "--until", "2020-01-01", "--since=2019-01-01")
     assert "0 bytes" in past.out
