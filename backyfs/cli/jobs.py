@@ -23,10 +23,12 @@ def command(session: Session, pattern: str, as_json: bool) -> None:
     state of a job is then "not scheduled". SLA: TOO OLD means that the newest good revision is
     older than 1.5 times the shortest interval of the schedule, or that there is none by then.
     """
+    from backyfs import log
     from backyfs.engine.scheduling import table
     from backyfs.engine.scheduling.overview import rows
 
     site = session.site()
+    log.configure(verbose=session.verbose, quiet=session.quiet, as_json=as_json)
     found = [row for row in rows(site) if not pattern or table.selected(row["job"], pattern)]
     if as_json:
         for row in found:

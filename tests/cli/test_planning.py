@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -36,6 +37,16 @@ def test_jobs_without_a_scheduler(vm: Vm) -> None:
     assert rows["manual_tags"] == "manual:before upgrade"
     assert rows["last_tags"] == "daily"
     assert rows["next_tags"].startswith("daily")
+
+
+def test_a_memory_that_cannot_be_read_is_a_warning(vm: Vm) -> None:
+    config = configured(vm)
+    (vm.directory.parent / ".scheduler.json").write_text("{")
+    text = "memory of the last scheduler is lost reason="
+    assert backyfs("jobs", "-c", config).err.startswith(f"backyfs: warning: {text}")
+    warning = json.loads(backyfs("jobs", "-c", config, "--json").err)
+    assert warning["message_type"] == "warning"
+    assert warning["message"].startswith(text)
 
 
 def test_a_repository_that_cannot_be_read_is_told(vm: Vm) -> None:
