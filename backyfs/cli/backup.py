@@ -16,7 +16,7 @@ from backyfs.cli.session import Session
 from backyfs.config import Job, Schedule, read_job
 from backyfs.config.quiesce import Policy, Quiesce
 from backyfs.errors import ConfigError, Mismatch, UsageError
-from backyfs.model import DEFAULT_DISK, Consistency, Extent, Trust, disk_name
+from backyfs.model import DEFAULT_DISK, Consistency, Extent, Trust, disk_name, is_name
 from backyfs.source.contract import Source
 from backyfs.store.record import Record, State
 from backyfs.store.repository import Repository
@@ -219,7 +219,7 @@ def _refuse_vm_names(
     from backyfs.store.repository import is_repository
 
     for tag in tags:
-        if tag in schedule or force or "/" in tag or tag.startswith("."):
+        if tag in schedule or force or not is_name(tag):
             continue
         for base in (repository.path.parent, repository.path):
             if is_repository(base / tag):

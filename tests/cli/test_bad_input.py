@@ -207,6 +207,12 @@ def looped(size: int, where: Path) -> Iterator[str]:
         subprocess.run(["losetup", "--detach", done.stdout.strip()], check=True)
 
 
+def test_a_tag_that_is_no_file_name_either(vm: Vm) -> None:
+    """A VM of its name is looked for, as who forgets -b gives it."""
+    line = refused("-b", vm.directory, "backup", "manual:" + 300 * "x", code=2)
+    assert line.endswith(" is no tag name")
+
+
 def test_targets_that_do_not_fit(vm: Vm, tmp_path: Path) -> None:
     with looped(SIZE // 512 * 512, tmp_path) as device:
         line = refused("-b", vm.directory, "restore", device, code=1)
