@@ -110,6 +110,9 @@ class Format(Protocol):
     def structure(self, disk: DiskRecord) -> Iterable[str]:
         """What is wrong with the disk's files, in words, found without reading frames."""
 
+    def flaws(self, disk: DiskRecord) -> Iterable[str]:
+        """What is wrong with the disk's files, in words, and keeps nothing from being read."""
+
     def bad_extents(self, disk: DiskRecord) -> list[Extent]:
         """Extents of the disk that reach a quarantined frame."""
 

@@ -200,7 +200,7 @@ class Repository:
         return self.format.open(record, found, check=check)
 
     def structure(self, record: Record) -> list[Damage]:
-        """What is wrong with a revision's files without reading their frames."""
+        """What keeps a revision's files from being read, found without reading their frames."""
         return [
             Damage(disk.name, None, reason)
             for disk in record.disks.values()
@@ -220,6 +220,11 @@ class Repository:
     def damage_of(self, record: Record) -> list[Damage]:
         """As `damage`, for one revision."""
         items = self.structure(record)
+        items += [
+            Damage(disk.name, None, reason)
+            for disk in record.disks.values()
+            for reason in self.format.flaws(disk)
+        ]
         if problem := self.state_problem(record.id):
             items.append(Damage("", None, problem))
         broken = {item.disk for item in items}

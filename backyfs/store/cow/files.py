@@ -54,15 +54,28 @@ def open_image(path: Path, size: int) -> int:
 
 
 def open_table(files: Files, disk: DiskRecord) -> Table:
-    """The table, checked against the record. FileNotFoundError, Corrupt, Unsupported."""
+    """The table, checked against the record. FileNotFoundError, Corrupt, Unsupported.
+
+    Where only its head or its level-1 hashes are damaged it has a `problem`.
+    """
     fd = _opened(files.table)
+    try:
+        return _checked_table(fd, files, disk)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _checked_table(fd: int, files: Files, disk: DiskRecord) -> Table:
     try:
         table = Table.load(fd, disk.size, files.checksum, files.table.name)
         if digest(disk.size, table.level1) != disk.digest:
             raise Corrupt(f"{files.table.name} does not have the digest of the record")
-    except BaseException:
-        os.close(fd)
-        raise
+    except Corrupt as exc:
+        recovered = Table.recovered(fd, disk.size, disk.digest, exc.reason)
+        if recovered is None:
+            raise
+        return recovered
     return table
 
 

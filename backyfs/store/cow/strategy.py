@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 from backyfs.errors import Corrupt, NoRevision, Unsupported
@@ -50,6 +50,13 @@ class CowFormat:
             yield exc.reason
         except Unsupported as exc:
             yield exc.message
+
+    def flaws(self, disk: DiskRecord) -> Iterator[str]:
+        with suppress(Corrupt, Unsupported):  # `structure` tells
+            image = CowImage.open(self._place, "", disk, check=False, published=False)
+            image.close()
+            if image.table.problem:
+                yield image.table.problem
 
     def bad_extents(self, disk: DiskRecord) -> list[Extent]:
         frames = damage.frames_of(self._place, Files.of(self._place, disk).unit)
@@ -145,7 +152,9 @@ class CowFormat:
         except (Corrupt, NoRevision, Unsupported):
             return
         try:
-            if image.table.head.repository != self._place.uuid:
+            if image.table.problem:
+                yield f"{record.id}/{disk.name}: {image.table.problem}"
+            elif image.table.head.repository != self._place.uuid:
                 yield f"{record.id}/{disk.name}: the table belongs to another repository"
             for group in image.table.bad_groups():
                 yield f"{record.id}/{disk.name}: the hashes of group {group} fail their checksum"

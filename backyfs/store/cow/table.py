@@ -24,7 +24,15 @@ from backyfs.errors import Corrupt
 from backyfs.model import FRAME
 from backyfs.store.cow.blocks import runs
 from backyfs.store.cow.reflink import data_extents
-from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, frame_count, group_count, node
+from backyfs.store.digest import (
+    FAN_OUT,
+    HASH,
+    ZERO_HASH,
+    digest,
+    frame_count,
+    group_count,
+    node,
+)
 from backyfs.store.fs import read_exactly
 from backyfs.store.header import SUM_MAGIC, Header
 
@@ -34,6 +42,7 @@ HEAD = 4096
 GROUP_BYTES = FAN_OUT * HASH
 _FIELDS = struct.Struct("<QIQ")
 _CHECKED = HEAD - HASH
+_NOBODY = UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +131,14 @@ def _nonzero(fd: int, first: int, end: int) -> Iterator[int]:
 
 
 class Table:
-    """An open .sum file whose head and level-1 hashes are what the record says.
+    """An open .sum file whose level-1 hashes are what the record says.
 
+    `problem`: what is wrong with head or level 1 in the file, in words; "" if they are as written.
     Safe from many threads. Does not close its descriptor.
     """
 
-    def __init__(self, fd: int, head: Head, level1: bytes) -> None:
-        self.fd, self.head, self.level1 = fd, head, level1
+    def __init__(self, fd: int, head: Head, level1: bytes, problem: str = "") -> None:
+        self.fd, self.head, self.level1, self.problem = fd, head, level1, problem
 
     @classmethod
     def load(cls, fd: int, size: int, recorded: str, what: str) -> Table:
@@ -136,7 +146,7 @@ class Table:
         try:
             head = read_exactly(fd, HEAD, 0)
             decoded = Head.decode(head, what)
-            level1 = read_exactly(fd, group_count(size) * HASH, level1_at(size))
+            level1 = _stored_level1(fd, size)
         except (OSError, EOFError) as exc:
             raise Corrupt(f"{what} cannot be read: {exc}") from exc
         if os.fstat(fd).st_size != table_bytes(size):
@@ -144,6 +154,22 @@ class Table:
         if decoded.size != size or checksum(head, level1) != recorded:
             raise Corrupt(f"{what} is not what the record says")
         return cls(fd, decoded, level1)
+
+    @classmethod
+    def recovered(cls, fd: int, size: int, proof: str, problem: str) -> Table | None:
+        """The table in spite of a `problem`, if the digest `proof` confirms its level-1 hashes.
+
+        They are those of the file, or computed again from the frame hashes, all of which this
+        reads. The head says nothing that cannot be done without.
+        """
+        for level1 in (_stored_level1, _computed_level1):
+            try:
+                found = level1(fd, size)
+            except (OSError, EOFError):
+                continue
+            if digest(size, found) == proof:
+                return cls(fd, Head(_NOBODY, size), found, problem)
+        return None
 
     @property
     def size(self) -> int:
@@ -177,6 +203,17 @@ class Table:
             if not self.level1.startswith(zero, at)
         }
         return [group for group in sorted(suspects) if self.checked_column(group) is None]
+
+
+def _stored_level1(fd: int, size: int) -> bytes:
+    return read_exactly(fd, group_count(size) * HASH, level1_at(size))
+
+
+def _computed_level1(fd: int, size: int) -> bytes:
+    level1 = bytearray(group_count(size) * HASH)
+    for group in used_groups(fd, size):
+        level1[group * HASH : (group + 1) * HASH] = level1_of(fd, size, group)
+    return bytes(level1)
 
 
 def level1_of(fd: int, size: int, group: int) -> bytes:

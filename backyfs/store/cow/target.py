@@ -112,6 +112,9 @@ class Target:
         clone(self._fs, parent.table.fd, self.table_fd, self._table)
         if parent.size != self._size:
             self._resize(parent)
+        elif parent.table.problem:  # level 1 is to be written anew: drop what it was
+            self._fs.truncate(self.table_fd, level1_at(self._size), self._table)
+            self._fs.truncate(self.table_fd, table_bytes(self._size), self._table)
 
     def _resize(self, parent: CowImage) -> None:
         common = min(frame_count(parent.size), frame_count(self._size))

@@ -68,7 +68,7 @@ class CowDiskWriter:
         self._sick |= self._healer.frames
         self._anew: set[int] = set()  # sick frames that were stored again
         self._record: DiskRecord | None = None
-        if parent is None or parent.size != size:
+        if parent is None or parent.size != size or parent.table.problem:
             self._target.apply(lambda _: None)
 
     def _check_table(self) -> set[int]:
@@ -278,8 +278,9 @@ class CowDiskWriter:
         for group in groups:
             level1[group * HASH : (group + 1) * HASH] = level1_of(target.table_fd, size, group)
         extents = parent.table.head.fresh_extents if parent else 0
+        anew = resized or (parent is not None and parent.table.problem)
         head = target.finish(
-            Head(self._place.uuid, size, extents), bytes(level1), None if resized else groups
+            Head(self._place.uuid, size, extents), bytes(level1), None if anew else groups
         )
         files = {self._image.name: "", self._table.name: checksum(head.encode(), bytes(level1))}
         return DiskRecord(

@@ -111,6 +111,10 @@ class PacksFormat:
         os.close(fd)
         return extent_map
 
+    def flaws(self, disk: DiskRecord) -> Iterator[str]:
+        """None: what its files say is said once."""
+        return iter(())
+
     def bad_extents(self, disk: DiskRecord) -> list[Extent]:
         """Extents that reach a quarantined frame, by themselves or through a patch's base."""
         if not self._place.quarantine.bad():
