@@ -231,7 +231,7 @@ def _is_partition(word: str) -> bool:
 def _partition(record: Record, disk: DiskRecord, number: int) -> Partition:
     for partition in disk.partitions:
         if partition.number == number:
-            if 0 < partition.length <= disk.size - partition.start:
+            if 0 <= partition.start < partition.start + partition.length <= disk.size:
                 return partition
             raise NoRevision(f"{record.id}: partition {number} reaches beyond the disk")
     known = ", ".join(f"p{partition.number}" for partition in disk.partitions) or "none"

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, TypeVar, get_type_hints
 
 from blake3 import blake3
 
@@ -21,6 +21,8 @@ from backyfs.errors import Corrupt, Unsupported
 from backyfs.model import Consistency, Partition, Quiescing, Trust
 
 FORMAT = 1
+
+T = TypeVar("T")
 
 NOT_TRIED = Quiescing()
 
@@ -181,7 +183,7 @@ class Record:
             )
         try:
             return _record(value)
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        except _GARBLED as exc:
             raise Corrupt(f"{what} lacks or garbles a field: {exc}") from exc
 
 
@@ -191,39 +193,96 @@ def _disk_value(disk: DiskRecord) -> dict[str, Any]:
     return value
 
 
-def _record(value: Mapping[str, Any]) -> Record:
-    disks = (
-        DiskRecord(
-            name=disk["name"],
-            size=disk["size"],
-            digest=disk["digest"],
-            files=dict(disk["files"]),
-            source=disk["source"],
-            partitions=_shared(tuple(Partition(**partition) for partition in disk["partitions"])),
-            data=int(disk["data"]),
-        )
-        for disk in value["disks"]
+# What a file says is believed when its types are right: a checksum is no proof against a program
+# that wrote nonsense, and one such record must not be in the way of all others.
+
+_GARBLED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
+_NUMBER_END = 2**63
+"""Numbers are below it: the system has no larger ones for sizes and offsets."""
+
+
+def _whole(item: object) -> bool:
+    return type(item) is int and 0 <= item < _NUMBER_END
+
+
+_FITS: Mapping[object, Callable[[Any], bool]] = {
+    str: lambda item: isinstance(item, str),
+    bool: lambda item: isinstance(item, bool),
+    int: _whole,
+    int | None: lambda item: item is None or _whole(item),
+    float: lambda item: type(item) in (int, float) and abs(item) < _NUMBER_END,
+}
+
+
+@cache
+def _plain(kind: type) -> tuple[tuple[str, Callable[[Any], bool]], ...]:
+    """The fields of a class that are numbers and strings, each with what fits it."""
+    return tuple((n, _FITS[t]) for n, t in get_type_hints(kind).items() if t in _FITS)
+
+
+def _typed(value: T, *, below_zero: Container[str] = ()) -> T:
+    """`value`, made of JSON, if its numbers and strings are such; else ValueError."""
+    kind: type = type(value)
+    for name, fits in _plain(kind):
+        item = getattr(value, name)
+        if not fits(-item if name in below_zero and type(item) is int and item < 0 else item):
+            raise ValueError(f"{name} is {item!r:.80}")
+    return value
+
+
+def _of_type(value: Any, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise ValueError(f"{value!r:.80} is no {kind.__name__}")
+    return value
+
+
+def _disk(value: Mapping[str, Any]) -> DiskRecord:
+    # Where partitions lie is judged by who shows them: an impossible one costs nobody the disk.
+    partitions = (
+        _typed(Partition(**partition), below_zero=("start", "length"))
+        for partition in value["partitions"]
     )
+    return _typed(
+        DiskRecord(
+            name=value["name"],
+            size=value["size"],
+            digest=value["digest"],
+            files=_of_type(value["files"], dict),
+            source=_of_type(value["source"], dict),
+            partitions=_shared(tuple(partitions)),
+            data=value["data"],
+        )
+    )
+
+
+def _record(value: Mapping[str, Any]) -> Record:
+    disks = {disk.name: disk for disk in map(_disk, value["disks"])}
+    if len(disks) != len(value["disks"]) or not disks:
+        raise ValueError("no disks, or two of one name")
     return Record(
         seq=int(value["seq"]),
         id=value["id"],
         time=parse_time(value["time"]),
-        parent=value["parent"],
+        parent=_of_type(value["parent"], str),
         tool=sys.intern(value["tool"]),
         consistency=Consistency(value["consistency"]),
-        reason=value["reason"],
-        tags=tuple(map(sys.intern, value["tags"])),
+        reason=_of_type(value["reason"], str),
+        tags=_tags(value),
         trust=Trust(value["trust"]),
         verification=sys.intern(value["verification"]),
-        stats=Stats.of(value["stats"]),
-        disks={disk.name: disk for disk in disks},
+        stats=_typed(Stats.of(_of_type(value["stats"], dict))),
+        disks=disks,
         quiescing=_quiescing(value),
     )
 
 
+def _tags(value: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(map(sys.intern, _of_type(value["tags"], list)))
+
+
 def _quiescing(value: Mapping[str, Any]) -> Quiescing:
     """Records made before there was quiescing do not speak of it; most others have the default."""
-    found = Quiescing(**value.get("quiescing", {}))
+    found = _typed(Quiescing(**value.get("quiescing", {})))
     return NOT_TRIED if found == NOT_TRIED else found
 
 
@@ -274,12 +333,14 @@ class State:
         value = unsealed(data, what)
         try:
             at = value["verified_at"]
-            return cls(
-                tuple(value["tags"]),
-                Trust(value["trust"]),
-                at and parse_time(at),
-                value["why"],
-                value.get("lasting", False),  # absent from states older than this
+            return _typed(
+                cls(
+                    _tags(value),
+                    Trust(value["trust"]),
+                    at and parse_time(at),
+                    value["why"],
+                    value.get("lasting", False),  # absent from states older than this
+                )
             )
-        except (KeyError, TypeError, ValueError) as exc:
+        except _GARBLED as exc:
             raise Corrupt(f"{what} lacks or garbles a field: {exc}") from exc

@@ -140,7 +140,8 @@ def test_a_partition_is_a_slice_of_the_disk(base: Path, names: Names) -> None:
     first = Partition(1, 65536 + 512, 70000, "83", "", "ext4")
     second = Partition(12, 20 * 65536, MIB, "83", "", "")
     beyond = Partition(3, 39 * 65536, MIB, "83", "", "")
-    record = partitioned(repository, data, first, second, beyond)
+    before = Partition(4, -4096, 4096, "83", "", "")
+    record = partitioned(repository, data, first, second, beyond, before)
     export = names.exports.find("web01/latest/p1")
     assert export.name == f"web01/{record.id}/p1"
     assert export.info.size == 70000
@@ -152,6 +153,8 @@ def test_a_partition_is_a_slice_of_the_disk(base: Path, names: Names) -> None:
         names.name("web01/latest/p2")
     with pytest.raises(NoRevision, match="beyond"):
         names.name("web01/latest/p3")
+    with pytest.raises(NoRevision, match="beyond"):
+        names.name("web01/latest/p4")
 
 
 def test_a_disk_named_like_a_partition_is_the_disk(base: Path, names: Names) -> None:

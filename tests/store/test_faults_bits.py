@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from backyfs.model import FRAME, Trust
 from backyfs.store.fs import publish
 from backyfs.store.packs.extents import ExtentMap
 from backyfs.store.packs.packfile import PackFile
-from backyfs.store.record import Record, State, sealed
+from backyfs.store.record import Record, State, sealed, unsealed
 from backyfs.store.repository import Repository
 from tests.store import anatomy, faults
 from tests.store.anatomy import Region
@@ -52,6 +53,79 @@ def test_every_byte_of_a_record(history: History) -> None:
     for length in range(len(data) - 1):
         with pytest.raises(Corrupt):
             Record.decode(data[:length], "it")
+
+
+SLICE = {
+    "number": 1,
+    "start": 0,
+    "length": 512,
+    "type": "83",
+    "name": "",
+    "filesystem": "",
+}
+
+LIES: list[tuple[tuple[str | int, ...], object]] = [
+    (("time",), "0001-01-01T00:00:00+14:00"),
+    (("parent",), 5),
+    (("reason",), None),
+    (("tags",), "daily"),
+    (("stats",), []),
+    (("stats", "read"), "many"),
+    (("stats", "seconds"), "long"),
+    (("stats", "believed"), -1),
+    (("quiescing",), {"result": 5, "frozen_s": 0.0}),
+    (("disks",), []),
+    (("disks", 0, "name"), 5),
+    (("disks", 0, "size"), "12"),
+    (("disks", 0, "size"), -1),
+    (("disks", 0, "size"), 1.5),
+    (("disks", 0, "size"), 2**63),
+    (("disks", 0, "data"), 2**63),
+    (("disks", 0, "digest"), 5),
+    (("disks", 0, "files"), [[5, 6]]),
+    (("disks", 0, "source"), 5),
+    (("disks", 0, "partitions"), [[1, 2]]),
+    *(
+        (("disks", 0, "partitions"), [SLICE | {key: lie}])
+        for key, lie in (("start", "a"), ("length", 2**63), ("name", None))
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "lie"), LIES)
+def test_a_record_whose_checksum_holds_but_that_makes_no_sense(
+    history: History, path: tuple[str | int, ...], lie: object
+) -> None:
+    """It is one revision that cannot be read, and no exception where nobody expects one."""
+    repository = history.open()
+    where = repository.layout.record(revision_id(3))
+    value = unsealed(where.read_bytes(), "it")
+    spot: Any = value
+    for key in path[:-1]:
+        spot = spot[key]
+    spot[path[-1]] = lie
+    where.chmod(0o640)
+    where.write_bytes(sealed(value))
+    assert list(repository.unreadable()) == [revision_id(3)]
+    with pytest.raises(Corrupt, match="lacks or garbles a field"):
+        repository.record(revision_id(3))
+
+
+def test_a_record_with_two_disks_of_one_name(history: History) -> None:
+    """Else one of them would be hidden, and its files nobody's."""
+    value = unsealed(history.open().layout.record(revision_id(3)).read_bytes(), "it")
+    with pytest.raises(Corrupt, match="two of one name"):
+        Record.decode(sealed(value | {"disks": value["disks"][:1] * 2}), "it")
+
+
+@pytest.mark.parametrize(
+    ("key", "lie"),
+    [("tags", "daily"), ("why", 5), ("lasting", "no"), ("verified_at", "0001-01-01T00:00+14:00")],
+)
+def test_a_state_whose_checksum_holds_but_that_makes_no_sense(key: str, lie: object) -> None:
+    value = unsealed(State(("daily",), Trust.TRUSTED).encode(), "it")
+    with pytest.raises(Corrupt, match="lacks or garbles a field"):
+        State.decode(sealed(value | {key: lie}), "it")
 
 
 def test_every_byte_of_a_state() -> None:
@@ -129,6 +203,20 @@ def test_every_byte_of_a_quarantine_record(history: History) -> None:
         (finding,) = history.open().quarantine.findings()
         assert finding.reason
     assert set(history.open().damage()) == damaged  # it counts by its name
+
+
+def test_a_record_that_says_another_size_than_its_map(history: History) -> None:
+    """Nobody may read, or wait for, what the map does not have."""
+    repository = history.open()
+    where = repository.layout.record(revision_id(3))
+    value = unsealed(where.read_bytes(), "it")
+    disk = value["disks"][0]
+    disk["size"] += 1 << 40
+    where.chmod(0o640)
+    where.write_bytes(sealed(value))
+    record = repository.record(revision_id(3))
+    with pytest.raises(Corrupt, match="the disk of"):
+        repository.open_disk(record, disk["name"])
 
 
 # ---- damaged records, states and maps, with all that follows -------------------------------------
