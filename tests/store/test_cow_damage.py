@@ -32,6 +32,7 @@ from tests.store.contract import (
     noise,
     read_all,
 )
+from tests.store.test_faults_inodes import within
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -166,6 +167,25 @@ def test_an_unreadable_parent_block_does_not_stop_a_backup(
     assert check(repository, made.record) == []
     assert read_all(repository, made.record) == changed
     assert check(repository, first) == [1]
+
+
+@pytest.mark.parametrize("suffix", ["img", "sum"])
+def test_looking_where_else_a_block_is_waits_for_no_fifo(
+    repository: Repository, suffix: str
+) -> None:
+    content = image_of(2, 4, 6, 8)
+    first = back_up(repository, content)
+    second = back_up(repository, content[:-1] + b"2", first.record, content)
+    sync(repository)
+    flip(image_path(repository, first.record), 77)
+    victim = image_path(repository, second.record).with_suffix(f".{suffix}")
+    victim.unlink()
+    os.mkfifo(victim)
+
+    def found() -> None:
+        assert check(repository, first.record) == [0]
+
+    within(60, found)
 
 
 def test_a_lost_block_is_not_shared(repository: Repository) -> None:

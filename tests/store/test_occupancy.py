@@ -13,6 +13,7 @@ from backyfs.model import FRAME
 from backyfs.store.repository import Repository
 from tests.parts import require
 from tests.reader.stores import add_revision, make_vm
+from tests.store.test_faults_inodes import within
 
 FRAMES = 60
 
@@ -95,6 +96,19 @@ def test_cow(xfs_dir: Path) -> None:
         repository.remove([record.id])
         assert _freed(xfs_dir, free, told), record.id
     assert repository.occupied() < before
+
+
+def test_cow_does_not_wait_for_a_fifo(reflink_dir: Path) -> None:
+    repository = history(reflink_dir, "cow")
+    image = next(repository.layout.revisions.glob("*.img"))
+    image.unlink()
+    os.mkfifo(image)
+
+    def told() -> None:
+        with pytest.raises(OSError, match="not a regular file"):
+            repository.exclusive()
+
+    within(60, told)
 
 
 def _freed(path: Path, before: int, told: int) -> bool:

@@ -21,7 +21,7 @@ from backyfs.store.cow.fiemap import places
 from backyfs.store.cow.table import hash_at
 from backyfs.store.digest import HASH
 from backyfs.store.format import Place
-from backyfs.store.fs import forget_pages, read_exactly
+from backyfs.store.fs import forget_pages, open_file, read_exactly
 from backyfs.store.quarantine import Bad
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _also_bad(place: Place, image: CowImage, number: int) -> Iterator[str]:
 
 def _is_bad(path: Path, number: int, suspects: set[int]) -> bool:
     """Whether a frame uses one of these blocks and does not have the hash beside its image."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_file(path)
     try:
         length = min(FRAME, os.fstat(fd).st_size - number * FRAME)
         if length <= 0 or not suspects & places(fd, number * FRAME, length):
@@ -92,7 +92,10 @@ def _is_bad(path: Path, number: int, suspects: set[int]) -> bool:
             data = read_exactly(fd, length, number * FRAME)
         except (OSError, EOFError):
             return True
-        with open(path.with_suffix(".sum"), "rb") as table:
-            return frame_hashes(data) != os.pread(table.fileno(), HASH, hash_at(number))
+        table = open_file(path.with_suffix(".sum"))
+        try:
+            return frame_hashes(data) != os.pread(table, HASH, hash_at(number))
+        finally:
+            os.close(table)
     finally:
         os.close(fd)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from backyfs.model import Extent
 from backyfs.store.cow.fiemap import apart, placed
+from backyfs.store.fs import open_file
 
 
 def occupied(row: Sequence[Path]) -> int:
@@ -54,7 +55,7 @@ def _own(path: Path, other: Path | None) -> Iterator[Extent]:
 
 
 def _opened(path: Path, opened: ExitStack) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_file(path)
     opened.callback(os.close, fd)
     return fd
 
