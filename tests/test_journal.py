@@ -152,3 +152,12 @@ def test_any_bytes_are_read_within_the_slice(kind: str, seed: int, more: bytes) 
         log = rng.randrange(0, 200) * 512
         data[log : log + 4] = b"\xfe\xed\xba\xbe"
     inspect(kind, _within(bytes(data)), 0, len(data))
+
+
+@pytest.mark.parametrize("size", [4, 100, 511])
+def test_a_disk_too_small_for_what_it_begins_like(size: int) -> None:
+    data = b"XFSB".ljust(size, b"\0")
+    read = _within(data)
+    assert inspect(recognise(read, 0, size), read, 0, size) == Journal(
+        False, "this file system has no journal to replay"
+    )

@@ -12,6 +12,8 @@ from typing import Final
 from backyfs.partition.disk import Read
 
 _HEAD: Final = 8192
+_LEAST: Final = 512
+"""What is smaller than a sector holds no file system, whatever it begins with."""
 _FAR: Final = (
     (32768, 8, ((32769, b"CD001", "iso9660"), (32768, b"JFS1", "jfs"))),
     (65536, 512, (
@@ -53,6 +55,8 @@ def recognise(read: Read, start: int, length: int) -> str:
 
     Reads at most 9 KiB, in three pieces, and nothing outside of the slice.
     """
+    if length < _LEAST:
+        return ""
     head = read(start, min(_HEAD, length))
     return _near(head) or _far(read, start, length)
 
