@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from itertools import pairwise
 from uuid import UUID
 
 import pytest
+import zstandard
 from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,3 +135,15 @@ def test_a_header_of_a_newer_version() -> None:
     later = Header(MAP_MAGIC, ID, ro_compat=1).encode() + data[64:]
     assert ExtentMap.decode(later, "map").size == SPAN * FRAME
     assert blake3(later[:56]).digest()[:8] == later[56:64]
+
+
+@pytest.mark.parametrize("told", ["by the map", "by zstd"])
+def test_a_section_that_would_unpack_to_more_than_there_is_memory(told: str) -> None:
+    encoded = bytearray(ExtentMap(SPAN * FRAME, [], (), bytes(32)).encode(ID))
+    packed = zstandard.ZstdCompressor().compress(bytes(64))
+    if told == "by zstd":  # a header with a content size of eight bytes, and an empty last block
+        packed = b"\x28\xb5\x2f\xfd\xe0" + (1 << 50).to_bytes(8, "little") + b"\1\0\0"
+    length = 1 << 50 if told == "by the map" else 0
+    struct.pack_into("<IIQQQ", encoded, 128, 1, 1, len(encoded), len(packed), length)
+    with pytest.raises(Corrupt, match="impossible length"):
+        ExtentMap.decode(bytes(encoded + packed), "map")

@@ -124,18 +124,21 @@ class ExtentMap:
         return _assembled(repository, fixed, (segments, columns, self.groups))
 
     @classmethod
-    def decode(cls, data: bytes, what: str) -> ExtentMap:
-        """The map in a file whose hash was checked. Corrupt, Unsupported."""
+    def decode(cls, data: bytes, what: str, *, section_max: int = 1 << 30) -> ExtentMap:
+        """The map in a file whose hash was checked. Corrupt, Unsupported.
+
+        `section_max`: more bytes than any of its sections can have.
+        """
         Header.decode(data, MAP_MAGIC, what)
         try:
-            return cls._decoded(data)
+            return cls._decoded(data, section_max)
         except (struct.error, ValueError, LookupError, ArithmeticError, zstandard.ZstdError) as exc:
             raise Corrupt(f"{what} is malformed: {exc}") from exc
 
     @classmethod
-    def _decoded(cls, data: bytes) -> ExtentMap:
+    def _decoded(cls, data: bytes, section_max: int) -> ExtentMap:
         size, extents, groups, segments = _FIXED.unpack_from(data, HEADER.size)
-        sections = dict(_sections(data))
+        sections = dict(_sections(data, section_max))
         if len(sections[_GROUPS]) != groups * HASH or groups != group_count(size):
             raise ValueError("wrong number of groups")
         refs = [
@@ -178,12 +181,15 @@ def _assembled(repository: UUID, fixed: bytes, sections: tuple[bytes, ...]) -> b
     return bytes(result)
 
 
-def _sections(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _sections(data: bytes, most: int) -> Iterator[tuple[int, bytes]]:
     for index in range(len(_KINDS)):
         at = HEADER.size + _FIXED.size + index * _SECTION.size
         kind, flags, offset, stored, length = _SECTION.unpack_from(data, at)
         body = data[offset : offset + stored]
         if flags & _ZSTD:
+            # What is said here and in the zstd frame is allocated before a byte is decoded.
+            if max(length, zstandard.frame_content_size(body)) > most:
+                raise ValueError("a section has an impossible length")
             body = zstandard.ZstdDecompressor().decompress(body, max_output_size=length)
         if len(body) != length:
             raise ValueError("a section is cut off")

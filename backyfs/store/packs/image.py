@@ -69,7 +69,7 @@ def load_map(path: Path, disk: DiskRecord, what: str) -> tuple[ExtentMap, int]:
         data = _content(fd, status.st_size, path.name)
         if blake3(data).hexdigest() != disk.files[path.name]:
             raise Corrupt(f"the map {path.name} does not match its checksum")
-        found = ExtentMap.decode(data, path.name)
+        found = ExtentMap.decode(data, path.name, section_max=_map_bytes_max(disk.size))
         if found.size != disk.size:
             raise Corrupt(f"the map {path.name} is of {found.size} bytes, the disk of {disk.size}")
         return found, fd
