@@ -195,3 +195,42 @@ def test_a_pack_of_a_newer_version(tmp_path: Path) -> None:
     path.write_bytes(Header(PACK_MAGIC, ID, length=96, version=2).encode() + data[64:])
     with pytest.raises(Unsupported, match="version 2"):
         PackFile(path)
+
+
+def lying(path: Path, at: int, lie: bytes) -> None:
+    """Change both copies of a pack's footer, which has one segment; their checksums are right."""
+    data = path.read_bytes()
+    length = footer_length(data[-16:])
+    assert length is not None
+    old = data[-16 - length : -16]
+    body = old[:at] + lie + old[at + len(lie) : -HASH]
+    path.write_bytes(data.replace(old, body + blake3(body).digest()))
+
+
+@pytest.mark.parametrize("field", [16, 24])  # of the descriptor: where entries, where hashes are
+@pytest.mark.parametrize("where", [2**63 - 1, 2**64 - 1])
+def test_a_footer_that_points_beyond_any_file(tmp_path: Path, field: int, where: int) -> None:
+    path = write_pack(tmp_path / "x.pack", [segment("one", 3, ["one"])], ["one"], b"")
+    lying(path, 32 + 32 + field, where.to_bytes(8, "little"))
+    pack, (found,) = segments(path)
+    assert found.cut_off
+    with pytest.raises(Corrupt, match="cut off"):
+        found.entry(0)
+    pack.close()
+
+
+@pytest.mark.parametrize(
+    ("segments_told", "name"), [(1, b"\xff"), (2, b"one")], ids=["no text", "more than names"]
+)
+def test_a_footer_that_names_impossible_segments(
+    tmp_path: Path, segments_told: int, name: bytes
+) -> None:
+    # Two names take the place of one segment's descriptor, so that the length is right.
+    names = ["one", "two", "three"] if segments_told == 2 else ["one"]
+    path = write_pack(tmp_path / "x.pack", [segment("one", 3, names)], names, b"")
+    if segments_told == 2:
+        lying(path, 12, (2).to_bytes(4, "little") + (1).to_bytes(4, "little"))
+    else:
+        lying(path, 32, name)
+    with pytest.raises(Corrupt, match="its table is damaged"):
+        PackFile(path)

@@ -168,11 +168,15 @@ class Segment:
         count = min(PAGE, self.count - page * PAGE)
         cached = _pages.get((self._serial, page))
         if cached is None:
-            first = page * PAGE
+            entries_at = self._at.entries_at + page * PAGE * ENTRY.size
+            hashes_at = self._at.hashes_at + page * PAGE * HASH
             try:
-                cached = read_exactly(
-                    self.pack.fd, count * ENTRY.size, self._at.entries_at + first * ENTRY.size
-                ) + read_exactly(self.pack.fd, count * HASH, self._at.hashes_at + first * HASH)
+                # An offset that no file can have is an error of the call, not the end of the file.
+                if max(entries_at, hashes_at) > self.pack.bytes:
+                    raise EOFError
+                cached = read_exactly(self.pack.fd, count * ENTRY.size, entries_at) + read_exactly(
+                    self.pack.fd, count * HASH, hashes_at
+                )
             except EOFError as exc:
                 raise Corrupt(f"packs/{self.pack.path.name}: its table is cut off") from exc
             except OSError as exc:

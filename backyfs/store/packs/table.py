@@ -167,7 +167,10 @@ def decode_footer(data: bytes, what: str) -> Footer:
     body = data[: length - HASH]
     if blake3(body).digest() != data[length - HASH : length]:
         raise Corrupt(f"{what}: the table's footer does not match its checksum")
-    return _footer(body, segments, names, table_at)
+    try:
+        return _footer(body, segments, names, table_at)
+    except (UnicodeDecodeError, IndexError) as exc:
+        raise Corrupt(f"{what}: the table's footer names impossible segments") from exc
 
 
 def _footer(body: bytes, segments: int, count: int, table_at: int) -> Footer:
