@@ -234,3 +234,11 @@ def test_a_footer_that_names_impossible_segments(
         lying(path, 32, name)
     with pytest.raises(Corrupt, match="its table is damaged"):
         PackFile(path)
+
+
+@pytest.mark.parametrize("offset", [1 << 40, 2**63 - 1, 2**64 - 1])
+def test_bytes_beyond_the_end_are_none(tmp_path: Path, offset: int) -> None:
+    """An entry has no checksum of its own: its offset may be anything."""
+    pack, _ = segments(write_pack(tmp_path / "x.pack", [segment("one", 3, ["one"])], ["one"], b""))
+    assert pack.pread(100, offset) == b""
+    pack.close()

@@ -141,7 +141,8 @@ class PackFile:
 
     def pread(self, length: int, offset: int) -> bytes:
         """`length` bytes of the file, or fewer at its end."""
-        return os.pread(self.fd, length, offset)
+        # An offset that no file can have is an error of the call, and no word of the file.
+        return os.pread(self.fd, length, offset) if offset < self.bytes else b""
 
 
 class Segment:
