@@ -61,7 +61,7 @@ def read_identity(path: Path) -> Identity:
     try:
         features = value["features"]
         return Identity(
-            UUID(value["uuid"]), value["store"], value["created"], not features["ro_compat"]
+            UUID(value["uuid"]), value["store"], str(value["created"]), not features["ro_compat"]
         )
     except (KeyError, TypeError, ValueError) as exc:
         raise Corrupt(f"{path} lacks or garbles a field: {exc}", hint=HINT_LOST) from exc

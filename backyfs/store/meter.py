@@ -121,7 +121,7 @@ class Meter:
     def _backwards(self, files: list[Path]) -> Iterator[Reading]:
         for path in reversed(files):
             for line in reversed(read_file(path).splitlines()):
-                with contextlib.suppress(ValueError, KeyError, TypeError):
+                with contextlib.suppress(*_NO_READING):
                     yield _reading(json.loads(line))
 
 
@@ -162,6 +162,10 @@ def _line(fd: int, reading: Reading) -> bytes:
     begun = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
     value = {**asdict(reading), "time": timestamp(reading.time)}
     return (b"\n" if begun else b"") + json.dumps(value).encode() + b"\n"
+
+
+_NO_READING = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
+"""What a line that is no reading may raise."""
 
 
 def _reading(value: dict[str, Any]) -> Reading:

@@ -112,3 +112,8 @@ def test_it_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, quiesce: 
     plan = Plan("web01", Path("/srv/backy/web01"), quiesce, "r", 3.5)
     assert json.loads(plan.encode())["vm"] == "web01"
     assert Plan.decode(plan.encode()) == plan
+
+
+def test_a_plan_nested_beyond_reason() -> None:
+    with pytest.raises(ValueError, match="no plan"):
+        Plan.decode(b"[" * 100_000)

@@ -23,7 +23,7 @@ from backyfs.errors import BackyfsError
 from backyfs.model import Consistency, Trust
 from backyfs.store.ledger import Ledger
 from backyfs.store.quarantine import Bad
-from backyfs.store.record import Draft, Record
+from backyfs.store.record import Draft, Record, sealed, unsealed
 from backyfs.store.repository import Repository
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -195,6 +195,15 @@ def test_a_repository_that_cannot_be_read(base: Base) -> None:
     repository.layout.identity.chmod(0o600)
     repository.layout.identity.write_text("{}")
     assert base.kinds() == [("CRITICAL", "repository")]
+
+
+@pytest.mark.parametrize("created", [["never"], "9999-12-31T23:59:59-14:00"])
+def test_a_repository_made_at_no_time(base: Base, created: object) -> None:
+    path = base.job("web01", 1 * HOUR).layout.identity
+    value = unsealed(path.read_bytes(), "it")
+    path.chmod(0o600)
+    path.write_bytes(sealed(value | {"created": created}))
+    assert base.kinds() == []
 
 
 def test_a_repository_without_its_revisions(base: Base) -> None:

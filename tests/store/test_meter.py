@@ -56,6 +56,16 @@ def test_a_line_cut_off_costs_that_line(meter: Meter, tmp_path: Path) -> None:
     assert [r.stored for r in found] == [154, 155, 156, 157, 158, 7]
 
 
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"time": "0001-01-01T00:00:00+14:00"}'])
+def test_a_line_that_makes_no_sense_costs_that_line(
+    meter: Meter, tmp_path: Path, line: str
+) -> None:
+    before = meter.last()
+    with open(max((tmp_path / DIRECTORY).iterdir()), "a") as stream:
+        stream.write(line + "\n")
+    assert meter.last() == before
+
+
 def test_lines_stay_in_the_order_of_writing_when_the_clock_is_set_back(tmp_path: Path) -> None:
     meter = Meter(tmp_path)
     for number, day in enumerate((0, 40, 5, 6)):

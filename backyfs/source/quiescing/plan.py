@@ -68,5 +68,5 @@ class Plan:
                 **told,
             )
             return cls(str(value.pop("vm")), Path(value.pop("directory")), quiesce, **value)
-        except (KeyError, TypeError, AttributeError) as exc:
+        except (KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise ValueError(f"no plan: {exc}") from exc
