@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -47,18 +48,26 @@ def parse_size(text: str) -> int | None:
 
 
 class _Path(click.Path):
-    """A path, but not the empty one: that is a shell's variable that was not set, and the current
-    directory to Python.
+    """A path, taken as it is, but not the empty one: that is a shell's variable that was not set,
+    and the current directory to Python.
+
+    Click's own type asks for the path's attributes. A mount whose process hangs never tells them,
+    and who waits for them is not even ended by SIGTERM.
     """
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Path:
         """Parse a word of the command line."""
         if value == "":
             self.fail("it is empty", param, ctx)
-        return super().convert(value, param, ctx)
+        return Path(value)
 
 
-PATH = _Path(path_type=Path, readable=False)
+PATH = _Path()
 
 
 class _Scratch(click.ParamType[tuple[Path, int | None]]):

@@ -214,6 +214,7 @@ def unmount(point: Path, *, lazy: bool, again: str = "") -> None:
 
     `again` is the command that detaches it all the same, for the message.
     """
+    again = again or f"backyfs umount --lazy {point}"
     if os.geteuid() == 0:
         command = ["umount", *(["-l"] if lazy else []), "--", str(point)]
     else:
@@ -225,14 +226,16 @@ def unmount(point: Path, *, lazy: bool, again: str = "") -> None:
     except FileNotFoundError as exc:
         raise TargetError(f"{command[0]} is missing", hint="install the package fuse3") from exc
     except subprocess.TimeoutExpired as exc:
-        raise TargetError(f"unmounting {point} takes too long: its process hangs") from exc
+        raise TargetError(
+            f"unmounting {point} takes too long: its process hangs",
+            hint="" if lazy else f"detach it now: {again}",
+        ) from exc
     if done.returncode == 0:
         return
     if "busy" in done.stderr:
         raise TargetError(
             f"{point} is busy: files or directories in it are in use",
-            hint=f"see who: fuser -vm {point}; or detach it now: "
-            + (again or f"backyfs umount --lazy {point}"),
+            hint=f"see who: fuser -vm {point}; or detach it now: {again}",
         )
     reason = (done.stderr.strip() or f"{command[0]} ended with {done.returncode}").splitlines()[-1]
     raise TargetError(f"cannot unmount {point}: {reason}")

@@ -465,6 +465,31 @@ def test_a_mount_that_hangs_is_refused_without_a_look_into_it(tree: Mounted, bas
         os.kill(tree.pid, signal.SIGCONT)
 
 
+def test_the_commands_do_not_wait_for_a_mount_that_hangs(
+    base: Path, point: Path, tmp_path: Path
+) -> None:
+    with mounted(base, point, scratch=tmp_path) as tree:  # writable: a listing changes the atime,
+        os.listdir(point)  # so the kernel has to ask before it tells the directory's attributes
+        os.kill(tree.pid, signal.SIGSTOP)
+        try:
+            again = backyfs("-b", base, "mount", point)
+            assert (again.returncode, "mounted already" in again.stderr) == (1, True)
+            detached = backyfs("umount", "--lazy", point)
+            assert (detached.returncode, detached.stderr) == (0, "")
+            assert mounted_at(point) is None
+        finally:
+            os.kill(tree.pid, signal.SIGCONT)
+
+
+def test_an_unmount_that_takes_too_long_names_the_way_out(
+    tree: Mounted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backyfs.mount.mountpoint._COMMAND_S", 0.0)
+    with pytest.raises(TargetError, match="takes too long") as caught:
+        umount(tree.path)
+    assert caught.value.hint == f"detach it now: backyfs umount --lazy {tree.path}"
+
+
 def test_any_number_may_ask_whether_it_lives(tree: Mounted, base: Path) -> None:
     for _ in range(200):
         assert server_of(tree.path) == tree.pid
