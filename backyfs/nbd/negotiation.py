@@ -105,8 +105,8 @@ class Negotiation:
                     return True
                 case Reply(data):
                     await self.link.send(data)
-                case ListExports():
-                    await self._list()
+                case ListExports() as event:
+                    await self._list(event)
                 case Open() as event:
                     await self._open(event)
                 case MetaContexts() as event:
@@ -125,9 +125,16 @@ class Negotiation:
         await link.begin()
         self.link = link
 
-    async def _list(self) -> None:
+    async def _list(self, event: ListExports) -> None:
         told, pieces = self.handshake.told, self.handshake.listed(self._exports.listed())
-        while (piece := await self._ask(lambda: next(pieces, None))) is not None:
+        while True:
+            try:
+                piece = await self._ask(lambda: next(pieces, None))
+            except (BackyfsError, OSError) as exc:
+                await self._refuse(event, exc)
+                return
+            if piece is None:
+                break
             await self.link.send(piece)
         self._patience.deadline += NAME_S * (self.handshake.told - told)
 
@@ -155,9 +162,12 @@ class Negotiation:
             self.opened = Opened(export, attached, self.handshake.has_allocation(event))
         return export
 
-    async def _refuse(self, event: Open | MetaContexts, exc: BackyfsError | OSError) -> None:
+    async def _refuse(
+        self, event: Open | MetaContexts | ListExports, exc: BackyfsError | OSError
+    ) -> None:
         text = exc.message if isinstance(exc, BackyfsError) else exc.strerror or str(exc)
-        log.info("refused", {"peer": self._peer, "export": event.name, "why": text})
+        name = "(list)" if isinstance(event, ListExports) else event.name
+        log.info("refused", {"peer": self._peer, "export": name, "why": exc})
         await self.link.send(self.handshake.refuse(event, OptionReply.ERR_UNKNOWN, text))
 
     async def _ask(self, question: Callable[[], T]) -> T:

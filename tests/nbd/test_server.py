@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from backyfs.model import FRAME
-from backyfs.nbd.protocol.constants import Command, CommandFlag, Option
+from backyfs.nbd.protocol.constants import Command, CommandFlag, Option, OptionReply
 from backyfs.nbd.server import Limits
 from backyfs.reader.catalog import Catalog
 from backyfs.reader.overlay import Scratch
@@ -390,6 +390,17 @@ def test_too_many_clients_are_turned_away(packs: Path) -> None:
         assert eventually(lambda: not server.server.connections)
         with server.attached(ONLY) as client:
             assert client.read(0, 1) == IMAGE[:1]
+
+
+def test_a_base_that_went_away_is_an_answer_and_comes_back(packs: Path) -> None:
+    with running(packs) as server, connected(server.address) as client:
+        client.hello()
+        away = packs.rename(packs.with_name("away"))
+        error, _ = client.ask(Option.LIST)
+        assert error == OptionReply.ERR_UNKNOWN
+        away.rename(packs)
+        final, names = client.ask(Option.LIST)
+        assert (final, len(names)) == (OptionReply.ACK, 1)
 
 
 def test_a_reset_in_mid_request_disturbs_nobody(packs: Path) -> None:
