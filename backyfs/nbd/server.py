@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 import trio
 
 from backyfs.log import about
+from backyfs.nbd.attached import Attached
 from backyfs.nbd.channel import blocking, keep_alive, shut
 from backyfs.nbd.exports import Exports
 from backyfs.nbd.helpers import Helpers
@@ -166,11 +167,15 @@ class Server:
                 await self._attach(stream, negotiation, negotiation.opened, peer)
         finally:
             if negotiation.opened is not None:
-                # In a thread: the file system may take its time to free what an overlay kept.
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(
-                        negotiation.opened.attached.close, limiter=self._threads
-                    )
+                await self._close(negotiation.opened.attached)
+
+    async def _close(self, attached: Attached) -> None:
+        # In a thread: the file system may take its time to free what an overlay kept.
+        with trio.CancelScope(shield=True):
+            try:
+                await trio.to_thread.run_sync(attached.close, limiter=self._threads)
+            except RuntimeError:  # the system has no thread left: an image kept open is worse
+                attached.close()
 
     async def _attach(
         self, stream: trio.SocketStream, negotiation: Negotiation, opened: Opened, peer: str

@@ -8,9 +8,12 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
 from backyfs.model import FRAME
 from backyfs.nbd.protocol.constants import Command, CommandFlag, Option, OptionReply
@@ -401,6 +404,24 @@ def test_a_base_that_went_away_is_an_answer_and_comes_back(packs: Path) -> None:
         away.rename(packs)
         final, names = client.ask(Option.LIST)
         assert (final, len(names)) == (OptionReply.ACK, 1)
+
+
+def test_without_a_thread_to_be_had_an_image_is_given_back(
+    packs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = trio.to_thread.run_sync
+
+    async def refusing(function: Callable[..., object], *args: object, **how: Any) -> object:
+        if function.__name__ in ("run", "close"):  # a session, and the end of it
+            raise RuntimeError("can't start new thread")
+        return await start(function, *args, **how)
+
+    with running(packs) as server, connected(server.address) as client:
+        client.hello()
+        monkeypatch.setattr(trio.to_thread, "run_sync", refusing)
+        client.send(option(Option.GO, open_data(ONLY)))
+        assert eventually(lambda: not server.server.connections)
+        monkeypatch.undo()
 
 
 def test_a_reset_in_mid_request_disturbs_nobody(packs: Path) -> None:
