@@ -62,6 +62,8 @@ class Loop:
     options: str
 
 
+# What mount(8) is told of a device that takes no writes is "can't read superblock".
+_FULL = "; or there is no space for what the kernel writes (--scratch, here or of the mounted tree)"
 _NO_WISHES = Wishes()
 _PRIVATE = Private()
 
@@ -94,7 +96,8 @@ def loop(
             fd, name=mark, writable=chosen.scratch, offset=place.start, length=place.length
         ) as device,
     ):
-        _mount(device, point, place.kind, words, chosen.hint)
+        hint = chosen.hint + _FULL if chosen.scratch else chosen.hint
+        _mount(device, point, place.kind, words, hint)
         _verify_mounted(device, point)
         return Loop(device, point, place, chosen, words)
 

@@ -300,8 +300,9 @@ def test_a_journal_too_large_for_the_quota(
     vms: dict[tuple[str, bool], Vm], point: Path, kind: str
 ) -> None:
     vm = vms[kind, False]
-    with pytest.raises(TargetError, match=f"the {kind} cannot be mounted"):
+    with pytest.raises(TargetError, match=f"the {kind} cannot be mounted") as caught:
         loop(vm.repository, vm.dirty, "disk", point, private=Private(Path("/var/tmp"), 4096))
+    assert "no space" in caught.value.hint
 
 
 # ---- which tree, and what remains ----------------------------------------------------------------
