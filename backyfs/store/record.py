@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache, lru_cache
@@ -202,7 +202,7 @@ _NUMBER_END = 2**63
 
 
 def _whole(item: object) -> bool:
-    return type(item) is int and 0 <= item < _NUMBER_END
+    return type(item) is int and abs(item) < _NUMBER_END
 
 
 _FITS: Mapping[object, Callable[[Any], bool]] = {
@@ -220,12 +220,11 @@ def _plain(kind: type) -> tuple[tuple[str, Callable[[Any], bool]], ...]:
     return tuple((n, _FITS[t]) for n, t in get_type_hints(kind).items() if t in _FITS)
 
 
-def _typed(value: T, *, below_zero: Container[str] = ()) -> T:
+def _typed(value: T) -> T:
     """`value`, made of JSON, if its numbers and strings are such; else ValueError."""
     kind: type = type(value)
     for name, fits in _plain(kind):
-        item = getattr(value, name)
-        if not fits(-item if name in below_zero and type(item) is int and item < 0 else item):
+        if not fits(item := getattr(value, name)):
             raise ValueError(f"{name} is {item!r:.80}")
     return value
 
@@ -238,11 +237,8 @@ def _of_type(value: Any, kind: type[T]) -> T:
 
 def _disk(value: Mapping[str, Any]) -> DiskRecord:
     # Where partitions lie is judged by who shows them: an impossible one costs nobody the disk.
-    partitions = (
-        _typed(Partition(**partition), below_zero=("start", "length"))
-        for partition in value["partitions"]
-    )
-    return _typed(
+    partitions = (_typed(Partition(**partition)) for partition in value["partitions"])
+    disk = _typed(
         DiskRecord(
             name=value["name"],
             size=value["size"],
@@ -253,6 +249,9 @@ def _disk(value: Mapping[str, Any]) -> DiskRecord:
             data=value["data"],
         )
     )
+    if min(disk.size, disk.data) < 0:
+        raise ValueError("a disk has less than no bytes")
+    return disk
 
 
 def _record(value: Mapping[str, Any]) -> Record:

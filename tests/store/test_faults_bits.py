@@ -72,7 +72,7 @@ LIES: list[tuple[tuple[str | int, ...], object]] = [
     (("stats",), []),
     (("stats", "read"), "many"),
     (("stats", "seconds"), "long"),
-    (("stats", "believed"), -1),
+    (("stats", "believed"), 2**63),
     (("quiescing",), {"result": 5, "frozen_s": 0.0}),
     (("disks",), []),
     (("disks", 0, "name"), 5),
