@@ -151,8 +151,8 @@ def command(
     too: KIND is late, torn, distrusted, mismatch (a revision differs from its source), damaged,
     unreadable, frozen, unverified, clock, readers, unpurged, repository, status, disk or unmanaged.
 
-    Works without the scheduler, from the configuration of all jobs (-c) and the stores. Without
-    that file, the VMs in the directory given with -b are looked at by their own configuration.
+    Works without the scheduler, from the configuration of all jobs (-c) and the stores. Where
+    there is none, the VMs in the directory given with -b are looked at by their own.
 
     Exits 0 (OK), 1 (WARNING), 2 (CRITICAL) or 3 (UNKNOWN, also when the check itself fails).
     """
@@ -185,7 +185,7 @@ def _checked(session: Session, ignore: Sequence[str]) -> Check:
     from backyfs.engine.check import check, check_directories
     from backyfs.store.repository import is_repository
 
-    if session.config.exists() or not session.directory.is_dir():
+    if session.has_site() or not session.directory.is_dir():
         return check(session.site(), ignore=ignore)
     own = [session.directory.resolve()] if is_repository(session.directory) else session.vms()
     if not own:

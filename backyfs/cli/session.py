@@ -52,6 +52,12 @@ class Session:
             )
         raise _no_repository(self.directory)
 
+    def has_site(self) -> bool:
+        """Whether a configuration of all jobs is there, or named: `site` says if in vain."""
+        from backyfs.config.site import DEFAULT_PATH
+
+        return self.config != DEFAULT_PATH or self.config.exists()
+
     def site(self) -> Site:
         """The configuration of all jobs, sources included. ConfigError."""
         from backyfs.config.site import read_site

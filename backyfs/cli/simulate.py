@@ -59,7 +59,7 @@ def command(session: Session, what: str, days: int, miss: float, as_json: bool) 
 
 
 def _schedule(session: Session, what: str) -> Schedule:
-    if what in BUILT_IN and not session.config.exists():
+    if what in BUILT_IN and not session.has_site():
         return BUILT_IN[what]
     site = session.site()
     if what in site.jobs:

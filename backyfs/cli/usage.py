@@ -117,12 +117,8 @@ def _directories(session: Session) -> tuple[bool, list[Path]]:
 
 
 def _tenants(session: Session) -> dict[str, str]:
-    """By VM; nobody has one without a configuration of all jobs. One that was named is there: a
-    bill for nobody is no answer to a wrong name.
-    """
-    from backyfs.config.site import DEFAULT_PATH
-
-    if session.config == DEFAULT_PATH and not session.config.exists():
+    """By VM; nobody has one without a configuration of all jobs."""
+    if not session.has_site():
         return {}
     return {name: job.tenant for name, job in session.site().jobs.items()}
 

@@ -185,18 +185,23 @@ def test_a_crash_is_unknown(config: Path, tmp_path: Path) -> None:
     assert "Traceback" in done.stderr
 
 
-def test_without_a_configuration_of_all(vm: Vm, tmp_path: Path) -> None:
-    nowhere = tmp_path / "none.conf"
+def test_without_a_configuration_of_all(vm: Vm) -> None:
     for directory in (vm.directory, vm.directory.parent):
-        done = backyfs("-c", nowhere, "-b", directory, "check", "--ignore", "disk")
+        done = backyfs("-b", directory, "check", "--ignore", "disk")
         assert done.out.startswith("OK: 1 job within SLA")
 
 
-def test_a_broken_config_of_one_vm_hides_no_other(vm: Vm, tmp_path: Path) -> None:
+def test_a_configuration_that_was_named_is_not_replaced(vm: Vm, tmp_path: Path) -> None:
+    done = backyfs("-c", tmp_path / "typo.conf", "-b", vm.directory.parent, "check", code=3)
+    assert held_to_the_guidelines(done).startswith("UNKNOWN: ")
+    assert "typo.conf is missing" in done.out
+
+
+def test_a_broken_config_of_one_vm_hides_no_other(vm: Vm) -> None:
     base = vm.directory.parent
     shutil.copytree(vm.directory, base / "web02")
     (base / "web02" / "config").write_text("source: [")
-    arguments = ("-c", tmp_path / "none", "-b", base, "check")
+    arguments = ("-b", base, "check")
     found = backyfs(*arguments, "--json", code=3).json
     assert [job["job"] for job in found["jobs"]] == ["web01", "web02"]
     assert [(f["status"], f["kind"], f["job"]) for f in found["findings"]] == [
@@ -217,7 +222,7 @@ def test_no_data_is_opened_and_nothing_locked(tmp_path: Path, vm: Vm) -> None:
     strace = require("strace", "sees which files are opened")
     trace = tmp_path / "trace"
     command = [strace, "-f", "-qq", "-e", "trace=openat,flock", "-o", trace, PROGRAM]
-    command += ["-c", tmp_path / "none", "-b", vm.directory, "check"]
+    command += ["-b", vm.directory, "check"]
     subprocess.run(list(map(str, command)), check=False, capture_output=True, env=environment())
     lines = trace.read_text()
     assert ".json" in lines

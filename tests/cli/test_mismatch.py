@@ -74,7 +74,7 @@ def test_a_lie_is_told_and_put_right(site: Site) -> None:
     assert base["reports"] == [revision]
     assert "1 reports" in backyfs("-b", site.directory.parent, "status").out
 
-    checked = site.on("-c", "/nonexistent", "check", "--ignore", "disk", code=1)
+    checked = site.on("check", "--ignore", "disk", code=1)
     assert "found to differ from the source" in held_to_the_guidelines(checked) + checked.out
     assert " reports=1;0;;0" in checked.out
     best = site.on("find", "--json", "-r", "last(not(trust:distrusted))").json

@@ -58,10 +58,11 @@ def test_a_repository_that_cannot_be_read_is_told(vm: Vm) -> None:
 
 
 def test_simulate(vm: Vm) -> None:
-    shown = backyfs("-c", "/nonexistent", "simulate").out
+    shown = backyfs("simulate").out
     assert shown.startswith("daily: daily every 1d, keep 10, weekly every 1w, keep 5, monthly ")
     assert re.search(r"^365 +\d+ +0 +1[0-9] +10 +5 +4 +1[0-2]\d\.\d d$", shown, re.MULTILINE)
     assert "Day 365: " in shown
+    assert "is missing" in refused("-c", "/nonexistent", "simulate", "daily", code=2)
     config = configured(vm)
     assert "yearly every 365d, keep 2" in backyfs("-c", config, "simulate", "web02").out
     assert "yearly" in backyfs("simulate", "-c", config, "--days", "30", "rare").out
@@ -69,10 +70,8 @@ def test_simulate(vm: Vm) -> None:
 
 
 def test_simulate_with_missed_runs_never_keeps_less() -> None:
-    plain = backyfs("-c", "/none", "simulate", "--days", "200", "--json").json_lines
-    missing = backyfs(
-        "-c", "/none", "simulate", "--days", "200", "--miss", "40", "--json"
-    ).json_lines
+    plain = backyfs("simulate", "--days", "200", "--json").json_lines
+    missing = backyfs("simulate", "--days", "200", "--miss", "40", "--json").json_lines
     assert len(plain) == 200
     assert sum(day["missed"] for day in missing) > 20
     for day in missing[100:]:
