@@ -150,9 +150,9 @@ def test_a_repository_around_or_inside_another(vm: Vm) -> None:
 def test_a_source_device_that_has_no_medium(vm: Vm, tmp_path: Path) -> None:
     ids = vm.ids
     config = vm.directory / "config"
-    with looped(8 * MIB, tmp_path) as device:
+    with looped(0, tmp_path) as device:
         config.write_text(config.read_text().replace(str(vm.image), device))
-    assert f"{device} is a device of 0 bytes" in refused("-b", vm.directory, "backup", code=13)
+        assert f"{device} is a device of 0 bytes" in refused("-b", vm.directory, "backup", code=13)
     assert vm.ids == ids
 
 
