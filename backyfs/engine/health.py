@@ -179,6 +179,7 @@ def _examine(health: JobHealth, repository: Repository, now: datetime, held: loc
         health.running = at_work[1] if at_work else None
     health.bad_frames = len(repository.quarantine.bad())
     damaged = set(repository.damage()) if health.bad_frames else _incomplete(records, there)
+    damaged |= position(repository).damaged
     seen = [_see(repository, record, there, record.id in damaged) for record in records]
     for one in seen:
         health.by_trust[one.state.trust] += 1

@@ -24,7 +24,7 @@ from backyfs.engine.coverage import Share, shares
 from backyfs.engine.pipeline import run_jobs
 from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
-from backyfs.engine.scrub_position import Position, position, save
+from backyfs.engine.scrub_position import Position, of_files, position, save
 from backyfs.engine.verification import (
     Checked,
     Findings,
@@ -69,12 +69,14 @@ async def scrub(
     run = _Run(repository, await trio.to_thread.run_sync(position, repository), progress, now)
     deadline = None if budget_s is None else time.monotonic() + budget_s
     await run.go(deadline)
+    damage = await trio.to_thread.run_sync(_damage, repository, run.found)
+    await trio.to_thread.run_sync(run.note, of_files(damage))
     return Scrubbed(
         run.checked_bytes,
         run.bad_frames,
         run.complete,
         run.position,
-        await trio.to_thread.run_sync(_damage, repository, run.found),
+        damage,
         run.unsaved or repository.quarantine.refused,
     )
 
@@ -117,8 +119,14 @@ class _Run:
                 if not in_time:
                     return
         self.complete = True
-        self.position = Position(finished=self._now())
+        self.position = Position(finished=self._now(), damaged=self.position.damaged)
         await trio.to_thread.run_sync(self._save)
+
+    def note(self, damaged: frozenset[str]) -> None:
+        """Remember which revisions have damaged files, all of them."""
+        if damaged != self.position.damaged:
+            self.position = replace(self.position, damaged=damaged)
+            self._save()
 
     def _save(self) -> None:
         """Remember the position; where that cannot be done, only why."""

@@ -10,6 +10,7 @@ names the wrong frames would pass a check frame by frame.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -25,6 +26,7 @@ from backyfs.engine.pipeline import Job, run_jobs
 from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
 from backyfs.engine.readback import bad_frames, frames
+from backyfs.engine.scrub_position import note_damage
 from backyfs.engine.trust import verified
 from backyfs.errors import BackyfsError, Corrupt, NoRevision, NoSpace
 from backyfs.extents import merged
@@ -78,7 +80,15 @@ async def verify(
     for record in sorted(records, key=lambda record: record.seq):
         judge = partial(_judge, repository, record, found[record.id], None if quick else now())
         verdicts.append(await trio.to_thread.run_sync(judge))
+    if not quick:
+        await trio.to_thread.run_sync(_note, repository, verdicts)
     return verdicts
+
+
+def _note(repository: Repository, verdicts: Sequence[Verdict]) -> None:
+    """For those who do not look themselves; a store that takes no writes has its say elsewhere."""
+    with contextlib.suppress(OSError, BackyfsError):
+        note_damage(repository, {verdict.record.id: verdict.damage for verdict in verdicts})
 
 
 Findings = defaultdict[str, list[Damage]]

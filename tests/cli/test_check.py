@@ -87,6 +87,20 @@ def test_a_warning(config: Path, vm: Vm) -> None:
     assert check(config, "--ignore", "distrusted").code == 0
 
 
+@pytest.mark.parametrize("reads", ["scrub", "verify"])
+def test_what_was_found_by_reading_is_told(config: Path, vm: Vm, reads: str) -> None:
+    """Of a damaged map no quarantine knows, and the check opens none."""
+    (path,) = (vm.directory / "revisions").glob(f"{vm.ids[0]}.*.map")
+    whole = path.read_bytes()
+    path.chmod(0o640)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    backyfs("-b", vm.directory, reads, code=12)
+    assert "1 revision is damaged" in check(config, code=1).out
+    path.write_bytes(whole)
+    backyfs("-b", vm.directory, reads)
+    assert check(config).out.startswith("OK")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
