@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from unittest.mock import Mock
@@ -204,6 +204,30 @@ def test_a_lost_block_is_not_shared(repository: Repository) -> None:
         assert isinstance(new, CowImage)
         assert covered(new.unshared(old)) == {1, 2}  # who checks the rest checks all there is
         assert new.check(1, 1) == [1]
+
+
+@pytest.mark.parametrize("suffixes", [("img", "sum"), ("sum",)])
+def test_lost_hashes_are_not_shared(repository: Repository, suffixes: Sequence[str]) -> None:
+    """Nothing tells that there was ever anything; the revision before has it all."""
+    content = image_of(2, 4, *[0] * 1022, 6)
+    first = back_up(repository, content).record
+    second = back_up(repository, content[:-FRAME] + image_of(8), first, content).record
+    for suffix in suffixes:
+        at, length = (4096, 4096) if suffix == "sum" else (0, 2 * FRAME)
+        path = image_path(repository, second).with_suffix(f".{suffix}")
+        fd = os.open(path, os.O_RDWR)
+        SYSTEM.punch(fd, at, length)
+        os.fsync(fd)
+        os.close(fd)
+    with (
+        closing(repository.open_disk(first, "disk")) as old,
+        closing(repository.open_disk(second, "disk")) as new,
+    ):
+        assert isinstance(old, CowImage)
+        assert isinstance(new, CowImage)
+        assert covered(new.unshared(old)) == set(range(1025))
+        assert covered(old.unshared(new)) >= {1024}
+        assert new.check(0, 2) == [0, 1]
 
 
 # ---- tables ------------------------------------------------------------------------------------

@@ -143,6 +143,7 @@ class CowImage:
             self._placed_apart(other),
             self._placed_there(other),
             self._of_other_content(other),
+            map(self._group_extent, self.table.bad_groups_apart(other.table)),
         )
         return framed(heapq.merge(*streams), self.size)
 
@@ -280,8 +281,11 @@ class CowImage:
         """Groups whose hashes nothing proves: a hole in them, and in the table, may be a loss."""
         for group in self.table.bad_groups():
             if self._columns.get(group) is None:
-                first, end = group_frames(group, self.size)
-                yield Extent(first * FRAME, min(end * FRAME, self.size) - first * FRAME)
+                yield self._group_extent(group)
+
+    def _group_extent(self, group: int) -> Extent:
+        first, end = group_frames(group, self.size)
+        return Extent(first * FRAME, min(end * FRAME, self.size) - first * FRAME)
 
     # Hashes
 
@@ -299,9 +303,7 @@ class CowImage:
         """The frame hashes of a group. Corrupt when nothing proves them."""
         column = self._columns.get(group)
         if column is None:
-            first, end = group_frames(group, self.size)
-            length = min(end * FRAME, self.size) - first * FRAME
-            raise self._corrupt("the frame hashes fail their checksum", first * FRAME, length)
+            raise self._corrupt("the frame hashes fail their checksum", *self._group_extent(group))
         return column
 
     # Frames as they are stored

@@ -12,17 +12,19 @@ is 32 KiB at a multiple of 4 KiB: an untouched one shares its blocks with the pa
 
 from __future__ import annotations
 
+import heapq
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from uuid import UUID
 
 from blake3 import blake3
 
 from backyfs.errors import Corrupt
-from backyfs.model import FRAME
+from backyfs.model import FRAME, Extent
 from backyfs.store.cow.blocks import runs
+from backyfs.store.cow.fiemap import apart
 from backyfs.store.cow.reflink import data_extents
 from backyfs.store.digest import (
     FAN_OUT,
@@ -103,14 +105,17 @@ def group_frames(group: int, size: int) -> tuple[int, int]:
 
 def used_groups(fd: int, size: int) -> Iterator[int]:
     """Groups whose frame hashes are not wholly a hole in the .sum file, ascending."""
-    last = -1
-    for extent in data_extents(fd, HEAD, level1_at(size)):
-        for group in range(
-            (extent.offset - HEAD) // GROUP_BYTES, -(-(extent.end - HEAD) // GROUP_BYTES)
-        ):
-            if group > last:
-                yield group
-                last = group
+    return _groups_at(data_extents(fd, HEAD, level1_at(size)), size)
+
+
+def _groups_at(extents: Iterable[Extent], size: int) -> Iterator[int]:
+    """Groups whose frame hashes lie in these sorted extents of a .sum file, ascending."""
+    behind = 0
+    for extent in extents:
+        first = (max(extent.offset, HEAD) - HEAD) // GROUP_BYTES
+        end = -(-(min(extent.end, level1_at(size)) - HEAD) // GROUP_BYTES)
+        yield from range(max(first, behind), end)
+        behind = max(end, behind)
 
 
 def nonzero_frames(fd: int, first: int, end: int) -> Iterator[tuple[int, int]]:
@@ -202,7 +207,16 @@ class Table:
             for at in range(0, len(self.level1), HASH)
             if not self.level1.startswith(zero, at)
         }
-        return [group for group in sorted(suspects) if self.checked_column(group) is None]
+        return self._failing(sorted(suspects))
+
+    def bad_groups_apart(self, other: Table) -> list[int]:
+        """As `bad_groups`, but only those whose hashes do not lie where those of `other` do."""
+        end = level1_at(self.size)
+        here, there = apart(self.fd, other.fd, end), apart(other.fd, self.fd, end)
+        return self._failing(_groups_at(heapq.merge(here, there), self.size))
+
+    def _failing(self, groups: Iterable[int]) -> list[int]:
+        return [group for group in groups if self.checked_column(group) is None]
 
 
 def _stored_level1(fd: int, size: int) -> bytes:
