@@ -220,6 +220,7 @@ class Repository:
     def damage_of(self, record: Record) -> list[Damage]:
         """As `damage`, for one revision."""
         items = self.structure(record)
+        broken = {item.disk for item in items}
         items += [
             Damage(disk.name, None, reason)
             for disk in record.disks.values()
@@ -227,7 +228,6 @@ class Repository:
         ]
         if problem := self.state_problem(record.id):
             items.append(Damage("", None, problem))
-        broken = {item.disk for item in items}
         for disk in record.disks.values():
             if disk.name not in broken:
                 items += [

@@ -546,6 +546,15 @@ def test_the_digest_makes_up_for_head_and_level_1(
     assert fresh.fsck() == [f"{record.id}/disk: {problem.reason}"]
 
 
+def test_what_keeps_nothing_from_being_read_hides_no_bad_frame(repository: Repository) -> None:
+    record = back_up(repository, image_of(2, 4, 6)).record
+    _flip_head(table_path(repository, record))
+    flip(image_path(repository, record), FRAME)
+    assert check(repository, record) == [1]
+    found = [item.extent for item in Repository.open(repository.path).damage_of(record)]
+    assert found == [None, Extent(FRAME, FRAME)]
+
+
 def test_a_parent_whose_files_are_no_use(repository: Repository) -> None:
     content = image_of(2, 4, 6)
     record = back_up(repository, content).record
