@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
@@ -24,7 +24,7 @@ from backyfs.engine.coverage import Share, shares
 from backyfs.engine.pipeline import run_jobs
 from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
-from backyfs.engine.scrub_position import Position, of_files, position, save
+from backyfs.engine.scrub_position import Position, note_damage, position, save
 from backyfs.engine.verification import (
     Checked,
     Findings,
@@ -70,7 +70,7 @@ async def scrub(
     deadline = None if budget_s is None else time.monotonic() + budget_s
     await run.go(deadline)
     damage = await trio.to_thread.run_sync(_damage, repository, run.found)
-    await trio.to_thread.run_sync(run.note, of_files(damage))
+    await trio.to_thread.run_sync(run.note, damage)
     return Scrubbed(
         run.checked_bytes,
         run.bad_frames,
@@ -119,20 +119,26 @@ class _Run:
                 if not in_time:
                     return
         self.complete = True
-        self.position = Position(finished=self._now(), damaged=self.position.damaged)
+        self.position = Position(finished=self._now())
         await trio.to_thread.run_sync(self._save)
 
-    def note(self, damaged: frozenset[str]) -> None:
-        """Remember which revisions have damaged files, all of them."""
-        if damaged != self.position.damaged:
-            self.position = replace(self.position, damaged=damaged)
-            self._save()
+    def note(self, damage: dict[str, list[Damage]]) -> None:
+        """Remember which revisions have damaged files: no others, as all were looked at."""
+        before = dict.fromkeys(position(self._repository).damaged, ())
+        with self._saving():
+            note_damage(self._repository, {**before, **damage})
 
     def _save(self) -> None:
-        """Remember the position; where that cannot be done, only why."""
-        try:
+        """Remember the position."""
+        with self._saving():
             save(self._repository, self.position)
             self.unsaved = ""
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Where it cannot be done, only remember why."""
+        try:
+            yield
         except (OSError, NoSpace) as exc:
             self.unsaved = why_unwritten(exc)
 

@@ -60,9 +60,9 @@ def _time(text: Any) -> datetime | None:
 
 
 def save(repository: Repository, at: Position) -> None:
-    """Remember `at`, durably."""
+    """Remember how far the pass is, durably; who verified meanwhile may have noted damage."""
     with lock.meta(repository.layout.meta_lock):
-        _publish(repository, at)
+        _publish(repository, replace(at, damaged=position(repository).damaged))
 
 
 def note_damage(repository: Repository, found: Mapping[str, Sequence[Damage]]) -> None:

@@ -10,12 +10,14 @@ import trio
 
 from backyfs.engine.backup import back_up
 from backyfs.engine.scrub import scrub
-from backyfs.engine.scrub_position import STATE_NAME, Position, position
+from backyfs.engine.scrub_position import STATE_NAME, Position, note_damage, position
 from backyfs.model import FRAME
+from backyfs.store.format import Damage
 from backyfs.store.repository import Repository
 from tests.conftest import SmallFs
 from tests.engine.checks import damage_frame, flip
 from tests.engine.memory import MemorySource, disk
+from tests.engine.test_backup import Recorder
 from tests.engine.test_verification import history
 from tests.filesystems import MIB, read_only
 
@@ -87,6 +89,26 @@ async def test_a_damaged_state_starts_over(packs: Repository) -> None:
     flip(packs.path / STATE_NAME, 30)
     assert position(packs) == Position()
     assert (await scrub(packs)).checked_bytes == 4 * FRAME
+
+
+async def test_damage_noted_meanwhile_stays_when_it_is_stopped(packs: Repository) -> None:
+    records = await history(packs, "abcd", "abXd")
+    recorder = Recorder()
+    with trio.CancelScope() as scope:
+
+        def advance(count: int) -> None:
+            if position(packs).damaged:
+                scope.cancel()
+            else:  # before the first share's position is saved
+                note_damage(packs, {records[1].id: [Damage("disk", None, "its map is damaged")]})
+
+        recorder.advance = advance  # type: ignore[method-assign]
+        await scrub(packs, progress=recorder)
+    assert scope.cancelled_caught
+    assert position(packs).damaged == {records[1].id}
+    assert position(packs).seq == records[0].seq
+    await scrub(packs)
+    assert position(packs).damaged == set()
 
 
 async def test_a_writer_does_not_hold_it_up(packs: Repository) -> None:
