@@ -197,7 +197,7 @@ def _examine(health: JobHealth, repository: Repository, now: datetime, held: loc
 def _time(text: str) -> datetime | None:
     try:
         return parse_time(text)
-    except (ValueError, OverflowError):
+    except ValueError:
         return None
 
 

@@ -66,8 +66,11 @@ def timestamp(time: datetime) -> str:
 
 
 def parse_time(text: str) -> datetime:
-    """The inverse of `timestamp`."""
-    return datetime.fromisoformat(text).astimezone(UTC)
+    """The inverse of `timestamp`. ValueError."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except OverflowError as exc:
+        raise ValueError(f"{text} in UTC is no time") from exc
 
 
 @dataclass(frozen=True, slots=True)

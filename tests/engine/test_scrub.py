@@ -13,6 +13,7 @@ from backyfs.engine.scrub import scrub
 from backyfs.engine.scrub_position import STATE_NAME, Position, note_damage, position
 from backyfs.model import FRAME
 from backyfs.store.format import Damage
+from backyfs.store.record import sealed, unsealed
 from backyfs.store.repository import Repository
 from tests.conftest import SmallFs
 from tests.engine.checks import damage_frame, flip
@@ -89,6 +90,15 @@ async def test_a_damaged_state_starts_over(packs: Repository) -> None:
     flip(packs.path / STATE_NAME, 30)
     assert position(packs) == Position()
     assert (await scrub(packs)).checked_bytes == 4 * FRAME
+
+
+@pytest.mark.parametrize("started", ["never", "0001-01-01T00:00:00+14:00", 7])
+async def test_a_state_that_makes_no_sense_starts_over(packs: Repository, started: object) -> None:
+    await scrub(packs)
+    path = packs.path / STATE_NAME
+    value = unsealed(path.read_bytes(), "")
+    path.write_bytes(sealed({**value, "started": started}))
+    assert position(packs) == Position()
 
 
 async def test_damage_noted_meanwhile_stays_when_it_is_stopped(packs: Repository) -> None:
