@@ -15,7 +15,7 @@ from backyfs.errors import Corrupt
 from backyfs.model import FRAME, Extent
 from backyfs.store.cow.image import CowImage
 from backyfs.store.digest import FAN_OUT, HASH
-from backyfs.store.fs import SYSTEM, forget_pages
+from backyfs.store.fs import SYSTEM, Fs, forget_pages
 from backyfs.store.quarantine import WHOLE, Bad, Quarantine
 from backyfs.store.record import Record
 from backyfs.store.repository import Repository
@@ -544,6 +544,22 @@ def test_the_digest_makes_up_for_head_and_level_1(
     ((revision, (problem,)),) = fresh.damage().items()
     assert revision == record.id
     assert fresh.fsck() == [f"{record.id}/disk: {problem.reason}"]
+
+
+class _WrongHeads(Fs):
+    """Tables do not hold what was written."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        if target.suffix == ".sum":
+            _flip_head(source)
+        super().rename(source, target)
+
+
+def test_a_new_table_that_is_wrong_is_not_published(repository: Repository) -> None:
+    fresh = Repository.open(repository.path, fs=_WrongHeads())
+    with pytest.raises(Corrupt, match="checksum"):
+        back_up(fresh, image_of(2, 4))
+    assert repository.revisions() == []
 
 
 def test_what_keeps_nothing_from_being_read_hides_no_bad_frame(repository: Repository) -> None:

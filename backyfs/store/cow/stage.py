@@ -78,6 +78,10 @@ class CowStage:
                 self._place, self._revision, writer.sealed(), check=True, published=False
             )
             self._resources.callback(image.close)
+            if image.table.problem:  # an old table is made the best of, a new one has to be right
+                raise Corrupt(
+                    image.table.problem, vm=self._place.name, revision=self._revision, disk=name
+                )
             self._images[name] = image
 
     def image(self, name: str) -> StoredImage:
