@@ -131,7 +131,7 @@ def _failed(found: failure.Failure) -> dict[str, Any]:
 @click.option(
     "--metrics",
     metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.PATH,
     help="Also write metrics for Prometheus to FILE (*.prom, for node_exporter's textfile "
     "collector).",
 )

@@ -268,6 +268,12 @@ def test_metrics_that_cannot_be_written(config: Path, tmp_path: Path) -> None:
     assert held_to_the_guidelines(done).startswith("UNKNOWN: cannot write metrics")
 
 
+def test_metrics_want_a_name(config: Path) -> None:
+    """An empty one is a variable that was not set."""
+    done = check(config, "--metrics", "", code=3)
+    assert held_to_the_guidelines(done).endswith("'--metrics': it is empty")
+
+
 def test_metrics_take_nobodys_device(config: Path, tmp_path: Path) -> None:
     """Where they replaced /dev/null, or /dev/stdout, everybody would find a file there."""
     path = tmp_path / "x.prom"
