@@ -126,7 +126,7 @@ class Processes:
 
 
 async def _finished(argv: Sequence[str], given: bytes = b"") -> Outcome:
-    """Run a program to its end; the last line it says on stderr is the reason."""
+    """Run a program to its end; the last line it says on stderr is the reason. OSError."""
     tail = bytearray()
     start = partial(
         trio.run_process,
@@ -138,14 +138,25 @@ async def _finished(argv: Sequence[str], given: bytes = b"") -> Outcome:
         start_new_session=True,
         deliver_cancel=_end,
     )
-    async with trio.open_nursery() as nursery:
-        process: trio.Process = await nursery.start(start)
-        nursery.start_soon(_keep_tail, process, tail)
-        await process.wait()
-        # Something it left behind may hold its stderr open for ever.
-        nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS_S
+    try:
+        async with trio.open_nursery() as nursery:
+            process: trio.Process = await nursery.start(start)
+            nursery.start_soon(_keep_tail, process, tail)
+            await process.wait()
+            # Something it left behind may hold its stderr open for ever.
+            nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS_S
+    except BaseExceptionGroup as group:
+        raise _first(group) from None
     code = process.returncode or 0
     return Outcome(code, _reason(bytes(tail)) if code >= 0 else _death(-code, bytes(tail)))
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error in what a nursery raises, else one Cancelled: callers know both without a group."""
+    found: BaseException = group.split(trio.Cancelled)[1] or group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
 
 
 async def _keep_tail(process: trio.Process, tail: bytearray) -> None:

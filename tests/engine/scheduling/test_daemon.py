@@ -251,6 +251,37 @@ def test_a_command_that_is_killed(site: Site, tmp_path: Path) -> None:
         assert site.status()["web01"]["last_reason"] == "killed by SIGKILL: warning: slow"
 
 
+def test_a_command_that_cannot_be_started(site: Site) -> None:
+    site.add("web01")
+    site.write("2s")
+    with site.scheduler(BACKY_CMD="/nowhere/program") as process:
+        eventually(lambda: site.status().get("web01", {}).get("failures") or process.poll())
+        reason = site.status()["web01"]["last_reason"]
+        assert reason == "cannot run /nowhere/program: No such file or directory"
+
+
+def test_a_callback_that_cannot_be_started(site: Site) -> None:
+    site.add("web01")
+    site.write("2s", backup_completed_callback="/nowhere/callback")
+    with site.scheduler() as process:
+        eventually(lambda: site.has_made("web01", 2) or process.poll())
+        assert process.poll() is None
+    assert "callback failed job=web01" in site.log.read_text()
+
+
+def test_it_tells_of_a_backup_that_it_ended(site: Site, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/runs\nexec sleep 1000\n")
+    program.chmod(0o755)
+    site.add("web01")
+    site.write("2s", stop_timeout="1s")
+    with site.scheduler(BACKY_CMD=str(program)) as process:
+        eventually((tmp_path / "runs").exists)
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+    assert "backup ended unfinished, the scheduler stops job=web01" in site.log.read_text()
+
+
 def test_it_tells_systemd(site: Site, tmp_path: Path) -> None:
     site.add("web01")
     site.write("1d")
