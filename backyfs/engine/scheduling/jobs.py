@@ -19,7 +19,7 @@ FAST, SLOW = "fast", "slow"
 
 
 class Status(StrEnum):
-    """What a job does; the words are Backy's."""
+    """What a job does; the words are Backy's, but for the last."""
 
     STARTING = "reading repository"
     WAITING = "waiting for deadline"
@@ -28,6 +28,7 @@ class Status(StrEnum):
     RUNNING_FAST = "running (fast)"
     RUNNING_SLOW = "running (slow)"
     FAILED = "failed"
+    ENDED = "not scheduled"
 
 
 _QUEUED = {FAST: Status.QUEUED_FAST, SLOW: Status.QUEUED_SLOW}
@@ -106,6 +107,10 @@ class Job:
     def rest(self) -> None:
         """Note that nothing runs."""
         self.status = Status.FAILED if self.memory.failures else Status.WAITING
+
+    def end(self) -> None:
+        """Note that its scheduler ends."""
+        self.status = Status.ENDED
 
     def wake(self) -> None:
         """End its waiting, so that the task looks again at what is to be done."""

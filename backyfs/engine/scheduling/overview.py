@@ -48,7 +48,7 @@ def _row(
         job.known, job.memory.reason, status = True, exc.message, UNREADABLE
     found = state.row(job)
     if status != UNREADABLE:
-        status = str(live["status"]) if fresh and live else "not scheduled"
+        status = str(live["status"]) if fresh and live else str(Status.ENDED)
     return {**found, "status": status}
 
 

@@ -75,6 +75,8 @@ class Scheduler:
                     others.start_soon(self._watch_clock)
                     task_status.started()
         self._backups = None
+        for job in self.jobs.values():
+            job.end()
 
     def stop(self) -> None:
         """Start nothing more, end maintenance, give running backups `stop-timeout` to finish."""

@@ -282,6 +282,16 @@ def test_it_tells_of_a_backup_that_it_ended(site: Site, tmp_path: Path) -> None:
     assert "backup ended unfinished, the scheduler stops job=web01" in site.log.read_text()
 
 
+def test_what_it_says_of_jobs_when_it_has_ended(site: Site) -> None:
+    site.add("web01")
+    site.write("2s")
+    with site.scheduler():
+        eventually(lambda: site.status().get("web01", {}).get("status"))
+    assert site.status()["web01"]["status"] == "not scheduled"
+    [row] = backyfs("jobs", "-c", site.config, "--json").json_lines
+    assert row["status"] == "not scheduled"
+
+
 def test_it_tells_systemd(site: Site, tmp_path: Path) -> None:
     site.add("web01")
     site.write("1d")
