@@ -193,3 +193,14 @@ def openers(path: Path) -> Iterator[int]:
             with contextlib.suppress(OSError):
                 if any(os.readlink(fd) == wanted for fd in (process / "fd").iterdir()):
                     yield int(process.name)
+
+
+def loops(path: Path) -> Iterator[str]:
+    """Loop devices on the device: the kernel does not open it exclusively for them."""
+    wanted = os.stat(path).st_rdev
+    for attached in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            backing = attached.read_text(errors="surrogateescape").removesuffix("\n")
+            # Only among the devices: to look at a file may mean to wait for its server.
+            if backing.startswith("/dev/") and os.stat(backing).st_rdev == wanted:
+                yield f"/dev/{attached.parts[3]}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from backyfs import signals
 from backyfs.errors import TargetError, UsageError
 from backyfs.restore import device
-from backyfs.restore.device import Device, openers
+from backyfs.restore.device import Device, loops, openers
 from backyfs.restore.regular import ExistingFile, KeptFile, NewFile
 from backyfs.restore.stream import Stream
 from backyfs.restore.target import Target, using
@@ -152,6 +152,7 @@ def _usable(where: str, store: Path, force: bool) -> tuple[Path, int | None]:
     elif stat.S_ISREG(mode):
         _refuse_while_written(path)
     elif stat.S_ISBLK(mode):
+        _refuse_while_attached(path)
         _refuse_while_open(path, force)
     else:
         kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a block device"
@@ -208,6 +209,15 @@ def _refuse_while_written(path: Path) -> None:
         # The file system knows no leases, or the file is another user's: we cannot tell.
     finally:
         os.close(fd)
+
+
+def _refuse_while_attached(path: Path) -> None:
+    """TargetError while a loop device, whose partitions may be mounted, is on the device."""
+    if found := sorted(loops(path)):
+        raise TargetError(
+            f"{path} is attached as {', '.join(found)}",
+            hint=f"unmount what is mounted from there, then: losetup -d {found[0]}",
+        )
 
 
 def _refuse_while_open(path: Path, force: bool) -> None:

@@ -139,6 +139,19 @@ def test_a_mounted_device_is_refused(ext4_dir: Path, tmp_path: Path) -> None:
             subprocess.run(["umount", str(mountpoint)], check=True)
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_device_that_a_loop_device_is_on_is_refused_untouched(loop: str, force: bool) -> None:
+    fill(loop)
+    with (
+        looped(Path(loop)) as upper,
+        pytest.raises(TargetError, match=f"is attached as {upper}") as caught,
+        opened(loop, MIB, store=Path("/nowhere"), force=force),
+    ):
+        pass
+    assert f"losetup -d {upper}" in caught.value.hint
+    assert content_of(loop) == GARBAGE
+
+
 def test_a_device_somebody_has_open_is_refused_unless_forced(loop: str) -> None:
     fill(loop)
     reader = subprocess.Popen(
