@@ -267,9 +267,14 @@ class _Disk:
 
     def _shrunk(self, offset: int) -> SourceUnavailable:
         end = os.fstat(self._reader.fd).st_size
+        what = f"cannot read {self._path} at byte {offset}"
+        if end >= self.size:  # a network or FUSE file system that answers with too little
+            return SourceUnavailable(
+                f"{what}: its file system says that it has {end} bytes, but gives none there",
+                hint="see whether its server, and the medium there, are well",
+            )
         return SourceUnavailable(
-            f"cannot read {self._path} at byte {offset}: it ends at byte {end} now, "
-            f"and had {self.size} bytes when the backup started",
+            f"{what}: it ends at byte {end} now, and had {self.size} bytes when the backup started",
             hint="back it up again when nobody is resizing it",
         )
 

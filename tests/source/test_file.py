@@ -25,6 +25,7 @@ from backyfs.model import Consistency, Extent
 from backyfs.source import reflink
 from backyfs.source.contract import DiskSnapshot, Snapshot
 from backyfs.source.file import FileSource, Reflink
+from backyfs.source.readers import FileReader
 from backyfs.testing.source import FIRST, SourceContract, Subject, whole
 from tests.filesystems import run
 from tests.parts import require
@@ -358,6 +359,19 @@ def test_a_live_file_that_shrinks_is_an_error_with_path_and_offset(ext4_dir: Pat
         for listed in (listing, disk.data()):
             with pytest.raises(SourceUnavailable, match="ends at byte 100001 now"):
                 list(listed)
+
+
+def test_a_file_system_that_gives_too_little_is_blamed_not_a_resize(
+    ext4_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = filled(ext4_dir / "disk.img", MIB)
+    monkeypatch.setattr(FileReader, "read", lambda self, offset, length: b"")
+    with opened(path) as (_, disk), pytest.raises(SourceUnavailable) as caught:
+        disk.read(4096, 10)
+    assert caught.value.message == (
+        f"cannot read {path} at byte 4096: its file system says that it has {MIB} bytes, "
+        "but gives none there"
+    )
 
 
 # ---- what cannot be backed up ------------------------------------------------------------------
