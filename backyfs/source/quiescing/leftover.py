@@ -34,7 +34,14 @@ def thaw_leftover(directory: Path, *, wait_s: float = GUARD_S) -> bool:
         if plan.quiesce.thaw_command:
             refuse_foreign(place(directory), note.owner)
         thaw_noted(note, plan)
-    except ValueError:  # it is written before freezing begins: this one was cut off
+    except ValueError as exc:
+        if note.whole:
+            raise SourceUnavailable(
+                f"{directory.name}: the guest may be frozen, but {place(directory)} "
+                f"cannot be understood: {exc}",
+                hint=f"thaw it by hand, then: backyfs -b {directory} thaw --forget",
+            ) from exc
+        # It is written before freezing begins: this one was cut off.
         log.warning("a note without content: nothing had been frozen", {"note": place(directory)})
         note.remove()
     except NotFrozen as exc:

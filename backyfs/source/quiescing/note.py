@@ -81,8 +81,16 @@ class Note:
             os.close(fd)  # removed by its holder meanwhile
 
     def plan(self) -> Plan:
-        """What it says. ValueError: it is not whole, so freezing had not begun."""
-        return Plan.decode(os.pread(self._fd, _BYTES_MAX, 0))
+        """What it says. ValueError: it is not `whole`, or damaged, or a later version's."""
+        return Plan.decode(self._content())
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it was written, be it damaged since; if not, freezing had not begun."""
+        return self._content().endswith(b"\n")
+
+    def _content(self) -> bytes:
+        return os.pread(self._fd, _BYTES_MAX, 0)
 
     @property
     def owner(self) -> os.stat_result:

@@ -343,6 +343,19 @@ def test_a_note_that_was_cut_off(plan: Plan, fake: FakeAgent) -> None:
     assert not note.place(plan.directory).exists()
 
 
+@pytest.mark.parametrize(
+    "damage", [(b'"policy"', b'"pol\xfccy"'), (b'"policy"', b'"polity"'), (b"{", b'{"later": 1, ')]
+)
+def test_a_note_that_was_damaged_or_is_a_later_version_s_stays(
+    plan: Plan, fake: FakeAgent, damage: tuple[bytes, bytes]
+) -> None:
+    note.place(plan.directory).write_bytes(plan.encode().replace(*damage, 1))
+    with pytest.raises(SourceUnavailable, match="the guest may be frozen, but") as caught:
+        leftover.thaw_leftover(plan.directory)
+    assert "thaw --forget" in caught.value.hint
+    assert leftover.forget(plan.directory)
+
+
 @pytest.mark.parametrize("length", range(0, 400, 60))
 def test_any_cut_is_no_plan(plan: Plan, length: int) -> None:
     data = plan.encode()
