@@ -61,6 +61,28 @@ def flip(path: Path, offset: int, mask: int = 1) -> None:
         stream.write(bytes([byte ^ mask]))
 
 
+def lose(path: Path, offset: int, length: int) -> None:
+    """Make a hole of a range, durably."""
+    fd = os.open(path, os.O_RDWR)
+    SYSTEM.punch(fd, offset, length)
+    os.fsync(fd)
+    os.close(fd)
+
+
+@contextlib.contextmanager
+def both_opened(
+    repository: Repository, one: Record, other: Record
+) -> Iterator[tuple[CowImage, CowImage]]:
+    """The disk in two revisions."""
+    with (
+        closing(repository.open_disk(one, "disk")) as first,
+        closing(repository.open_disk(other, "disk")) as second,
+    ):
+        assert isinstance(first, CowImage)
+        assert isinstance(second, CowImage)
+        yield first, second
+
+
 def check(repository: Repository, record: Record) -> list[int]:
     """Bad frames of a disk."""
     with closing(repository.open_disk(record, "disk")) as image:
@@ -192,16 +214,8 @@ def test_a_lost_block_is_not_shared(repository: Repository) -> None:
     content = image_of(2, 4, 6)
     first = back_up(repository, content).record
     second = back_up(repository, image_of(2, 4, 8), first, content).record
-    fd = os.open(image_path(repository, second), os.O_RDWR)
-    SYSTEM.punch(fd, FRAME + 2 * BLOCK, BLOCK)
-    os.fsync(fd)
-    os.close(fd)
-    with (
-        closing(repository.open_disk(first, "disk")) as old,
-        closing(repository.open_disk(second, "disk")) as new,
-    ):
-        assert isinstance(old, CowImage)
-        assert isinstance(new, CowImage)
+    lose(image_path(repository, second), FRAME + 2 * BLOCK, BLOCK)
+    with both_opened(repository, first, second) as (old, new):
         assert covered(new.unshared(old)) == {1, 2}  # who checks the rest checks all there is
         assert new.check(1, 1) == [1]
 
@@ -213,18 +227,9 @@ def test_lost_hashes_are_not_shared(repository: Repository, suffixes: Sequence[s
     first = back_up(repository, content).record
     second = back_up(repository, content[:-FRAME] + image_of(8), first, content).record
     for suffix in suffixes:
-        at, length = (4096, 4096) if suffix == "sum" else (0, 2 * FRAME)
-        path = image_path(repository, second).with_suffix(f".{suffix}")
-        fd = os.open(path, os.O_RDWR)
-        SYSTEM.punch(fd, at, length)
-        os.fsync(fd)
-        os.close(fd)
-    with (
-        closing(repository.open_disk(first, "disk")) as old,
-        closing(repository.open_disk(second, "disk")) as new,
-    ):
-        assert isinstance(old, CowImage)
-        assert isinstance(new, CowImage)
+        at, length = (HEAD, 4096) if suffix == "sum" else (0, 2 * FRAME)
+        lose(image_path(repository, second).with_suffix(f".{suffix}"), at, length)
+    with both_opened(repository, first, second) as (old, new):
         assert covered(new.unshared(old)) == set(range(1025))
         assert covered(old.unshared(new)) >= {1024}
         assert new.check(0, 2) == [0, 1]
