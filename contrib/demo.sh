@@ -8,7 +8,7 @@ set -euo pipefail
 project=$(cd "$(dirname "$0")/.." && pwd)
 export PATH="$project/.venv/bin:$PATH:/usr/sbin:/sbin"
 unset BACKYFS_BACKUP_DIR BACKYFS_CONFIG
-tour=$(mktemp -d "${TMPDIR:-/tmp}/backyfs-demo.XXXXXX")
+tour=$(mktemp -d --suffix=-backyfs-demo)
 cd "$tour"
 
 cleanup() {
