@@ -123,6 +123,10 @@ class FileSource:
                     f"{path} is a device of 0 bytes", hint="see what is attached to it with: lsblk"
                 )
             return reader, "block device"
+        if not os.fstat(fd).st_size:  # emptied by mistake: its revisions would replace good ones
+            raise SourceUnavailable(
+                f"{path} is a file of 0 bytes", hint="no disk is that small: see what emptied it"
+            )
         if self._reflink is Reflink.NEVER:
             return FileReader(fd), "reflink is set to never"
         try:

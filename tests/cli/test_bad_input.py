@@ -156,6 +156,13 @@ def test_a_source_device_that_has_no_medium(vm: Vm, tmp_path: Path) -> None:
     assert vm.ids == ids
 
 
+def test_a_source_file_that_was_emptied(vm: Vm) -> None:
+    ids = vm.ids
+    os.truncate(vm.image, 0)
+    assert f"{vm.image} is a file of 0 bytes" in refused("-b", vm.directory, "backup", code=13)
+    assert vm.ids == ids
+
+
 def test_init_of_what_is_not_there(tmp_path: Path) -> None:
     for source in (tmp_path / "missing.img", tmp_path):
         refused("-b", tmp_path / "vm", "init", "file", source, code=13)
