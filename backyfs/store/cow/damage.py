@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from backyfs.log import TOLD
 from backyfs.model import FRAME
@@ -23,9 +22,6 @@ from backyfs.store.digest import HASH
 from backyfs.store.format import Place
 from backyfs.store.fs import forget_pages, open_file, read_exactly
 from backyfs.store.quarantine import Bad
-
-if TYPE_CHECKING:
-    from backyfs.store.cow.image import CowImage
 
 log = logging.getLogger(__name__)
 
@@ -51,33 +47,35 @@ def clear(place: Place, unit: str, number: int) -> None:
     log.info("frame reads well again", {"image": unit, "frame": number})
 
 
-def report(
-    place: Place, image: CowImage, number: int, reason: str, revision: str, disk: str
-) -> None:
-    """Record a bad frame of an image, and the same frame of others that share the bad block."""
-    if place.quarantine.holds(Bad(image.unit, number)):
+def report(place: Place, image: Path, fd: int, number: int, reason: str, revision: str) -> None:
+    """Record a bad frame of an open image, and the same frame of others that share the bad block.
+
+    `revision` is the one it was found in.
+    """
+    unit = image.stem
+    if place.quarantine.holds(Bad(unit, number)):
         return
-    _add(place, image.unit, number, reason, revision, disk)
-    for unit in _also_bad(place, image, number):
-        if not place.quarantine.holds(Bad(unit, number)):
-            _add(place, unit, number, f"shares a block with {image.unit}", unit[:ID_LENGTH], disk)
+    _add(place, unit, number, reason, revision)
+    for other in _also_bad(place, image, fd, number):
+        if not place.quarantine.holds(Bad(other, number)):
+            _add(place, other, number, f"shares a block with {unit}", other[:ID_LENGTH])
 
 
-def _add(place: Place, unit: str, number: int, reason: str, revision: str, disk: str) -> None:
-    offset = number * FRAME
+def _add(place: Place, unit: str, number: int, reason: str, revision: str) -> None:
+    offset, disk = number * FRAME, unit[ID_LENGTH + 1 :]
     values = {"image": unit, "offset": offset, "reason": reason}
     log.error("damaged frame", values, extra=TOLD)
     place.quarantine.add(Bad(unit, number), reason, revision=revision, disk=disk, offset=offset)
 
 
-def _also_bad(place: Place, image: CowImage, number: int) -> Iterator[str]:
-    mine = places(image.fd, number * FRAME, FRAME)
-    suffix = image.files.image.name[ID_LENGTH:]
+def _also_bad(place: Place, image: Path, fd: int, number: int) -> Iterator[str]:
+    mine = places(fd, number * FRAME, FRAME)
+    suffix = image.name[ID_LENGTH:]
     for path in place.layout.revisions.iterdir() if mine else ():
-        if path.name[ID_LENGTH:] == suffix and path != image.files.image:
+        if path.name[ID_LENGTH:] == suffix and path != image:
             with contextlib.suppress(OSError):
                 if _is_bad(path, number, mine):
-                    yield path.name.removesuffix(".img")
+                    yield path.stem
 
 
 def _is_bad(path: Path, number: int, suspects: set[int]) -> bool:

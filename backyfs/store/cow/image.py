@@ -251,7 +251,7 @@ class CowImage:
     def _report(self, number: int, reason: str) -> None:
         # A reader of a store it may not write to, or a full one, can only say so.
         with contextlib.suppress(OSError, BackyfsError):
-            damage.report(self._place, self, number, reason, self._revision, self.disk.name)
+            damage.report(self._place, self.files.image, self.fd, number, reason, self._revision)
 
     # Holes
 
