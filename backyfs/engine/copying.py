@@ -23,12 +23,12 @@ from backyfs.engine.locking import writing
 from backyfs.engine.pipeline import Job, asked, in_thread, run_jobs
 from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
-from backyfs.engine.readback import frames, stored_jobs
+from backyfs.engine.readback import stored_jobs
 from backyfs.errors import Corrupt, UsageError
 from backyfs.extents import joined, union
 from backyfs.model import FRAME, Extent
 from backyfs.store.contract import DiskWriter, StoredImage
-from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH
+from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, frame_count
 from backyfs.store.record import Draft, Record, State
 from backyfs.store.repository import Repository
 from backyfs.store.staging import Staging
@@ -175,7 +175,7 @@ def _different_frames(image: StoredImage, base: StoredImage | None) -> Iterator[
 
 def _hashes(image: StoredImage, first: int) -> bytes:
     """The hashes of the frames of one group that the image has."""
-    count = min(FAN_OUT, frames(image.size) - first)
+    count = min(FAN_OUT, frame_count(image.size) - first)
     return image.hashes(first, count) if count > 0 else b""
 
 

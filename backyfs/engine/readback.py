@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from blake3 import blake3
-
 from backyfs.engine.pipeline import Job, run_jobs
 from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import Phase, Progress
@@ -28,14 +26,12 @@ from backyfs.extents import union
 from backyfs.model import FRAME, Extent
 from backyfs.source.contract import DiskSnapshot, Snapshot
 from backyfs.store.contract import StoredImage
+from backyfs.store.digest import HASH, frame_count, matches
 from backyfs.store.record import Stats
 from backyfs.store.staging import Staging
 
 if TYPE_CHECKING:
     from backyfs.engine.sampling import Sampled, Sampling
-
-_ZERO = bytes(FRAME)
-_ZERO_HASH = bytes(32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +199,7 @@ def bad_frames(image: StoredImage, extents: Iterable[Extent]) -> list[int]:
     return [
         number
         for extent in extents
-        for number in image.check(extent.offset // FRAME, frames(extent.length))
+        for number in image.check(extent.offset // FRAME, frame_count(extent.length))
     ]
 
 
@@ -219,26 +215,11 @@ def source_jobs(
     return (partial(compare, batch) for batch in in_batches(extents))
 
 
-def frames(length: int) -> int:
-    """Frames of `length` bytes; the last may be partial."""
-    return -(-length // FRAME)
-
-
 def differing(image: StoredImage, extent: Extent, data: bytes) -> int:
     """How many frames of `data`, which should be the image at `extent`, differ from it."""
-    hashes = image.hashes(extent.offset // FRAME, frames(extent.length))
+    hashes = image.hashes(extent.offset // FRAME, frame_count(extent.length))
     view = memoryview(data)
     return sum(
-        not matches(view[at : at + FRAME], hashes[index * 32 : index * 32 + 32])
+        not matches(view[at : at + FRAME], hashes[index * HASH : (index + 1) * HASH])
         for index, at in enumerate(range(0, len(data), FRAME))
     )
-
-
-def matches(frame: memoryview, expected: bytes) -> bool:
-    """Whether a frame (the last of a disk may be short) has this hash."""
-    if expected == _ZERO_HASH:
-        return bytes(frame) == _ZERO[: len(frame)]
-    digest = blake3(frame)
-    if len(frame) < FRAME:
-        digest.update(_ZERO[len(frame) :])
-    return digest.digest() == expected

@@ -34,13 +34,12 @@ from blake3 import blake3
 
 from backyfs.engine.pipeline import Job, run_jobs
 from backyfs.engine.progress import Phase, Progress
-from backyfs.engine.readback import frames, matches
 from backyfs.engine.shuffle import shuffled
 from backyfs.extents import framed, gaps, joined, union
 from backyfs.model import FRAME, Extent
 from backyfs.source.contract import DiskSnapshot
 from backyfs.store.contract import StoredImage
-from backyfs.store.digest import ZERO_HASH
+from backyfs.store.digest import ZERO_HASH, frame_count, matches
 
 FRAMES_MIN = 1024
 """Frames of each kind and disk that are read if there are so many, however small the share."""
@@ -130,15 +129,15 @@ class Runs:
         """From sorted, disjoint extents of whole frames of a disk of `size` bytes."""
         self.frames = self.span = 0
         self._firsts, self._ranks = array("Q"), array("Q")
-        granule = FRAME * max(1, -(-frames(size) // GRANULES))
+        granule = FRAME * max(1, -(-frame_count(size) // GRANULES))
         for run in joined(self._widened(extents, granule)):
             self._firsts.append(run.offset // FRAME)
             self._ranks.append(self.span)
-            self.span += frames(min(run.end, size) - run.offset)
+            self.span += frame_count(min(run.end, size) - run.offset)
 
     def _widened(self, extents: Iterable[Extent], granule: int) -> Iterator[Extent]:
         for extent in extents:
-            self.frames += frames(extent.length)
+            self.frames += frame_count(extent.length)
             start = extent.offset - extent.offset % granule
             yield Extent(start, -(-extent.end // granule) * granule - start)
 

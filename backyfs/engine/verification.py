@@ -25,14 +25,14 @@ from backyfs.engine.coverage import Share, shares
 from backyfs.engine.pipeline import Job, run_jobs
 from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
-from backyfs.engine.readback import bad_frames, frames
+from backyfs.engine.readback import bad_frames
 from backyfs.engine.scrub_position import note_damage
 from backyfs.engine.trust import verified
 from backyfs.errors import BackyfsError, Corrupt, NoRevision, NoSpace
 from backyfs.extents import merged
 from backyfs.model import FRAME, Extent
 from backyfs.store.contract import StoredImage
-from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest, node
+from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest, frame_count, node
 from backyfs.store.format import Damage
 from backyfs.store.fs import why_unwritten
 from backyfs.store.record import Record
@@ -143,11 +143,15 @@ def inherited(share: Share, bad: set[int]) -> set[int]:
     """
     if share.before is None:
         return set()
-    own = [(extent.offset // FRAME, frames(extent.end)) for extent in share.extents] if bad else []
+    own = (
+        [(extent.offset // FRAME, frame_count(extent.end)) for extent in share.extents]
+        if bad
+        else []
+    )
     return {
         number
         for number in bad
-        if number < frames(share.image.size)
+        if number < frame_count(share.image.size)
         and not any(first <= number < end for first, end in own)
         and not _is_hole(share.image, number)
     }
@@ -202,7 +206,7 @@ def _groups(extents: Sequence[Extent], groups: bytes, before: bytes) -> list[int
 
 def _wrong_group(share: Share, group: int, groups: bytes) -> str:
     first = group * FAN_OUT
-    count = min(FAN_OUT, frames(share.image.size) - first)
+    count = min(FAN_OUT, frame_count(share.image.size) - first)
     try:
         hashes = share.image.hashes(first, count)
     except Corrupt as exc:

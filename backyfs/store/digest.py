@@ -17,11 +17,20 @@ HASH = 32
 ZERO_HASH = bytes(HASH)
 _NODE = FAN_OUT * HASH
 _ZERO_NODE = bytes(_NODE)
+_ZERO_FRAME = bytes(FRAME)
 
 
 def frame_count(size: int) -> int:
-    """Frames of an image of `size` bytes; the last may be partial."""
+    """Frames of `size` bytes, of an image or of a piece of one; the last may be partial."""
     return -(-size // FRAME)
+
+
+def matches(frame: memoryview, expected: bytes) -> bool:
+    """Whether a frame (the last of a disk may be short) has this hash."""
+    padding = _ZERO_FRAME[len(frame) :]
+    if expected == ZERO_HASH:
+        return bytes(frame) + padding == _ZERO_FRAME
+    return blake3(frame).update(padding).digest() == expected
 
 
 def group_count(size: int) -> int:
