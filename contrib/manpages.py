@@ -18,7 +18,8 @@ import click
 
 from backyfs import __version__
 from backyfs.cli import manual
-from backyfs.cli.main import COMMANDS, program
+from backyfs.cli.commands import COMMANDS
+from backyfs.cli.main import program
 from backyfs.config import BUILT_IN, format_interval, job, site
 from backyfs.config.quiesce import KEYS as QUIESCE
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,10 +73,16 @@ def _imports_of(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports hide layers"
             # `from backyfs import model` names a module; `from backyfs.model import FRAME` a value
-            if node.module == "backyfs":
-                yield from (f"backyfs.{alias.name}" for alias in node.names)
-            else:
-                yield node.module or ""
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in _files() else node.module or ""
+
+
+@functools.cache
+def _files() -> dict[str, Path]:
+    """The modules of backyfs by full name."""
+    names = {path: path.relative_to(ROOT.parent).with_suffix("").parts for path in _modules()}
+    return {".".join(parts).removesuffix(".__init__"): path for path, parts in names.items()}
 
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -86,7 +93,7 @@ def test_imports_follow_the_table(path: Path) -> None:
     assert layer in ALLOWED, f"{path} belongs to no layer of the table"
     for name in _imported(path):
         parts = name.split(".")
-        if parts[0] == "backyfs" and name != "backyfs.__version__":
+        if parts[0] == "backyfs":
             target = _layer(tuple(parts[1:]))
             assert target == layer or target in ALLOWED[layer], f"{layer} must not import {name}"
 
@@ -108,3 +115,10 @@ def test_the_program_needs_no_tests() -> None:
 def test_base_modules_exist() -> None:
     here = {path.stem for path in ROOT.glob("*.py")} - {"__init__"} - EVERYTHING
     assert here <= BASE_MODULES
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Nor late, inside of a function."""
+    files = _files()
+    graph = {name: files.keys() & set(_imported(path)) for name, path in files.items()}
+    graphlib.TopologicalSorter(graph).prepare()

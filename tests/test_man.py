@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backyfs.cli.main import COMMANDS
+from backyfs.cli.commands import COMMANDS
 from backyfs.cli.manual import EXAMPLES, EXIT_CODES, exit_codes
 from tests.parts import require
 

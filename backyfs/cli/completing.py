@@ -110,14 +110,6 @@ def complete_job(ctx: click.Context, param: click.Parameter, incomplete: str) ->
         return _quietly(_jobs)(ctx, param, incomplete)
 
 
-def complete_topic(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
-    """Commands and topics that `help` explains."""
-    from backyfs.cli.help import TOPICS
-    from backyfs.cli.main import COMMANDS
-
-    return [word for word in (*COMMANDS, *TOPICS) if word.startswith(incomplete)]
-
-
 def complete_directory(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:

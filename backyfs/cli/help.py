@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 
 from backyfs.cli import hints, output
-from backyfs.cli.completing import complete_topic
-from backyfs.cli.main import COMMANDS, program
+from backyfs.cli.commands import COMMANDS
 from backyfs.cli.manual import exit_table
 
 EXIT_CODES = f"""\
@@ -51,8 +50,12 @@ There is nothing to unlock: locks are flock(2) locks, which go with the process 
 TOPICS = {"exit-codes": EXIT_CODES, "spec": SPEC, "unlock": UNLOCK}
 
 
+def _complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    return [word for word in (*COMMANDS, *TOPICS) if word.startswith(incomplete)]
+
+
 @click.command()
-@click.argument("topic", required=False, shell_complete=complete_topic)
+@click.argument("topic", required=False, shell_complete=_complete)
 @click.pass_context
 def command(ctx: click.Context, topic: str | None) -> None:
     """Explain a command, or one of the topics exit-codes, spec and unlock."""
@@ -62,7 +65,8 @@ def command(ctx: click.Context, topic: str | None) -> None:
     elif topic in TOPICS:
         output.line(TOPICS[topic])
     else:
-        found = program.get_command(parent, topic)
+        program = parent.command
+        found = program.get_command(parent, topic) if isinstance(program, click.Group) else None
         if found is None:
             raise hints.unknown_command(topic, [*COMMANDS, *TOPICS])
         with click.Context(found, info_name=topic, parent=parent) as inner:

@@ -1,9 +1,9 @@
 """The program `backyfs`: finds the command, runs it, turns what it raises into an exit code.
 
 A command is a module of this package: `backyfs/cli/NAME.py` (`-` in the name becomes `_`) holding
-a click command in the variable `command`, and a line in COMMANDS below. The module is imported
-only when the command runs or its own help is asked for, so what one command imports costs no
-other one. The pattern:
+a click command in the variable `command`, and a line in commands.py. The module is imported only
+when the command runs or its own help is asked for, so what one command imports costs no other one.
+The pattern:
 
     @click.command(epilog=EPILOG)               # the name comes from COMMANDS
     @click.option("-r", "--revision", "spec", metavar="SPEC", default="latest")
@@ -39,45 +39,12 @@ import click
 
 from backyfs import __version__, signals
 from backyfs.cli import failure, hints, options, streams
+from backyfs.cli.commands import COMMANDS
 from backyfs.cli.completing import complete_directory
 from backyfs.cli.session import Session
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
-
-COMMANDS = {
-    "init": "Make a directory the repository of a VM.",
-    "backup": "Back up the VM's disks as a new revision.",
-    "thaw": "Thaw the guest of the VM, should a killed backup have left it frozen.",
-    "status": "List the revisions of a VM, or the VMs of a base directory.",
-    "find": "Print where revisions lie on disk.",
-    "restore": "Write a disk of a revision to a file, a block device, Ceph or stdout.",
-    "export-diff": "Write the changes between revisions for rbd import-diff.",
-    "verify": "Read revisions and check every byte of them.",
-    "scrub": "Check the stored bytes little by little, within a time budget.",
-    "copy": "Copy revisions into another repository, converting its format.",
-    "distrust": "Mark revisions as not to be relied on.",
-    "forget": "Remove revisions.",
-    "expire": "Remove the revisions that the schedule no longer keeps.",
-    "gc": "Free the space of removed revisions.",
-    "purge": "Expire revisions, then free their space.",
-    "tags": "Set, add or remove tags of revisions.",
-    "mount": "Show revisions as a tree of files.",
-    "umount": "End a mount.",
-    "nbd-server": "Offer revisions as block devices.",
-    "loop": "Mount the file system of a guest from a revision.",
-    "unloop": "End what loop mounted.",
-    "scheduler": "Back up all VMs in time, until SIGTERM.",
-    "jobs": "List all jobs: last and next backup, and whether they keep their SLA.",
-    "simulate": "Show what a schedule keeps over a year.",
-    "check-config": "Read the configuration of all jobs and say what is wrong with it.",
-    "check": "Say whether every VM is backed up within its SLA (for monitoring).",
-    "usage": "Report what VMs and tenants store and move: what to bill.",
-    "doctor": "Say what this host can do, what is missing and how to get it.",
-    "completion": "Print the completion script for a shell.",
-    "help": "Explain a command or a topic.",
-}
-"""Every command with the one line the overview shows for it."""
 
 
 class Program(click.Group):

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from backyfs import __version__
+from backyfs.cli.commands import COMMANDS
 from backyfs.cli.failure import Failure, Interrupted, explain
-from backyfs.cli.main import COMMANDS
 from backyfs.errors import BackyfsError, Busy, NoSpace
 from tests import images
 from tests.cli.conftest import Vm
