@@ -141,13 +141,9 @@ def inherited(share: Share, bad: set[int]) -> set[int]:
 
     The quarantine would say it, too, but on a read-only or full medium there may be none.
     """
-    if share.before is None:
+    if share.before is None or not bad:
         return set()
-    own = (
-        [(extent.offset // FRAME, frame_count(extent.end)) for extent in share.extents]
-        if bad
-        else []
-    )
+    own = [(extent.offset // FRAME, frame_count(extent.end)) for extent in share.extents]
     return {
         number
         for number in bad
