@@ -15,14 +15,14 @@ Synchronous and safe from many threads; everything but a closed `Attached` may d
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from backyfs.errors import BackyfsError, Corrupt, NoRevision, UsageError
+from backyfs.errors import BackyfsError, Corrupt, NoRepository, NoRevision, UsageError
 from backyfs.model import Partition, Trust, disk_name, vm_name
 from backyfs.nbd.attached import Attached
 from backyfs.nbd.datamap import DataMap
@@ -34,6 +34,8 @@ from backyfs.reader.overlay import Scratch
 from backyfs.reader.shared import Lease
 from backyfs.reader.spec import select
 from backyfs.store.record import DiskRecord, Record
+
+log = logging.getLogger(__name__)
 
 LISTED_MAX = 16384
 """Most names that LIST shows; each VM gets its share, for its newest revisions."""
@@ -119,8 +121,12 @@ class Exports:
         vms = self._catalog.names()
         share = max(1, LISTED_MAX // max(1, len(vms)))
         for name in vms:
-            with suppress(BackyfsError, OSError):  # it was just removed, or says why when named
+            try:
                 vm = self._catalog.vm(name)
+            except (BackyfsError, OSError) as exc:
+                if type(exc) is not NoRepository:  # else it was just removed
+                    log.warning("a VM is left out of the list", {"vm": name, "why": exc})
+            else:
                 yield from itertools.islice(_exports(vm), share)
 
     def find(self, name: str) -> Export:

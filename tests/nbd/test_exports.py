@@ -23,7 +23,7 @@ from backyfs.reader.catalog import Catalog
 from backyfs.reader.images import OpenImages
 from backyfs.reader.overlay import Scratch
 from backyfs.store.packs.rooms import Rooms
-from backyfs.store.record import Draft, Record
+from backyfs.store.record import Draft, Record, sealed, unsealed
 from backyfs.store.repository import Repository
 from tests.reader.stores import add_revision, content, make_vm
 
@@ -171,6 +171,18 @@ def test_a_list_has_names_that_work_with_time_and_tags(base: Path, names: Names)
     assert found[2] == (f"web01/{first}", "web01 2026-11-01 12:00:00 UTC; daily, weekly")
     for name, _ in found:
         assert names.name(name) == name
+
+
+def test_what_cannot_be_read_is_left_out_of_a_list_with_a_warning(
+    base: Path, names: Names, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = history(base, "one")
+    make_vm(base, "damaged", content(1)).layout.identity.write_bytes(b"{")
+    newer = make_vm(base, "newer", content(1)).layout.identity
+    newer.write_bytes(sealed({**unsealed(newer.read_bytes(), ""), "format": 99}))
+    assert len(names.listed()) == len(one)
+    told = [record.args for record in caplog.records if "left out" in record.getMessage()]
+    assert [args["vm"] for args in told if isinstance(args, dict)] == ["damaged", "newer"]
 
 
 def test_a_distrusted_revision_says_so(base: Path, names: Names) -> None:
