@@ -137,8 +137,8 @@ def _allow_other() -> Finding:
     if os.geteuid() == 0:
         return Finding("allow_other", "ok", "root may let others see its mounts")
     with contextlib.suppress(OSError):
-        lines = Path("/etc/fuse.conf").read_text().split()
-        if "user_allow_other" in lines:
+        lines = Path("/etc/fuse.conf").read_text().splitlines()
+        if any(line.partition("#")[0].strip() == "user_allow_other" for line in lines):
             return Finding("allow_other", "ok", "user_allow_other is set")
     text = "user_allow_other is not set: only you see your mounts"
     return Finding("allow_other", "note", text, "write user_allow_other into /etc/fuse.conf")

@@ -420,11 +420,13 @@ def test_a_plain_user_mounts_and_unmounts(public: Path) -> None:
 _AS_USER = """
 awk -v top={top}/ 'index($2, top) == 1 {{ print $2 }}' /proc/self/mounts | xargs -r -n 1 umount -l
 mount --bind {dev} /dev/fuse
-mount --bind /dev/null /etc/fuse.conf
+echo '# user_allow_other - lets users give the option allow_other' > {scratch}/fuse.conf
+mount --bind {scratch}/fuse.conf /etc/fuse.conf
 exec setpriv --reuid {user} --regid {user} --clear-groups sh -e -c '
     backyfs="{python} -m backyfs.cli.main"
     if $backyfs -b {base} mount --allow-other {point} 2>{scratch}/said; then exit 8; fi
     grep -q "user_allow_other" {scratch}/said
+    $backyfs -b {base} doctor | grep -q "user_allow_other is not set"
     $backyfs -b {base} mount --scratch {scratch}:1M {point}
     trap "fusermount3 -uz {point}" EXIT
     ls {point}/vm
