@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +18,6 @@ _PRICE = {
     "cow": "restores with cp and mounts at native speed; needs this btrfs or XFS",
     "packs": "compressed, checked on every read, moves with cp and rsync",
 }
-
-_CONTAINERS = (
-    (0, b"QFI\xfb", "qcow2"),
-    (0, b"KDMV", "VMDK"),
-    (0, b"vhdxfile", "VHDX"),
-    (0, b"conectix", "VHD"),
-    (64, b"\x7f\x10\xda\xbe", "VDI"),
-)
-"""What files that hold a disk in a format of their own have at which byte, and its name."""
 
 
 @click.command()
@@ -67,7 +57,7 @@ def command(
     `config` in it, which may be edited.
     """  # noqa: D301 - click takes a backspace for: leave these lines alone
     from backyfs.config import BUILT_IN, Job, job_text, write_job
-    from backyfs.source import registry
+    from backyfs.source import containers, registry
     from backyfs.store.repository import Repository, is_repository
 
     if schedule not in BUILT_IN:
@@ -88,7 +78,8 @@ def command(
         repository = Repository.create(directory, store)
     write_job(config, job)
     if kind == "file":
-        _warn_of_containers(settings)
+        for warning in containers.warnings(settings):
+            output.warn(warning)
     if not session.quiet:
         what = f"{len(disks)} disks" if len(disks) > 1 else "1 disk"
         output.line(f"{repository.name}: {what}, store {repository.store} in {directory}")
@@ -117,20 +108,6 @@ def _settings(kind: str, sources: Sequence[str], vm: str) -> dict[str, Any]:
     if len(sources) > 1:
         raise UsageError(f"a source of type {kind} is named by one word")
     return {"image": sources[0]}
-
-
-def _warn_of_containers(settings: dict[str, Any]) -> None:
-    """Say so if a file is not the disk itself but a container with the disk in it."""
-    for path in settings.get("disks", {"": settings.get("filename")}).values():
-        begin = b""
-        with contextlib.suppress(OSError), open(path, "rb") as stream:  # the backup will say why
-            begin = stream.read(512)
-        for at, magic, name in _CONTAINERS:
-            if begin.startswith(magic, at):
-                output.warn(
-                    f"{path} is a {name} file: it is backed up as it is; mount, loop and"
-                    " nbd-server show that file, not the disk in it"
-                )
 
 
 def _of_files(sources: Sequence[str]) -> dict[str, Any]:

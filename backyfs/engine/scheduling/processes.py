@@ -28,6 +28,7 @@ from backyfs.engine.scheduling.history import Revision
 from backyfs.engine.scheduling.world import Command, Contents, Kind, Outcome
 from backyfs.errors import ConfigError, NoSpace
 from backyfs.model import Consistency, Trust
+from backyfs.source import containers
 from backyfs.source.quiescing import note
 from backyfs.store.repository import Repository, is_repository
 
@@ -235,6 +236,9 @@ def _prepare(directory: Path, job: SiteJob) -> None:
                 raise ConfigError(f"the base directory {directory.parent} does not exist")
             Repository.create(directory, job.store)
             log.info("repository made", {"job": job.name, "directory": str(directory)})
+            if job.job.source_type == "file":
+                for warning in containers.warnings(job.job.settings):
+                    log.warning(warning, {"job": job.name})
         wanted = job.job.without_secrets()
         with contextlib.suppress(ConfigError):
             if read_job(path) == wanted:

@@ -240,6 +240,18 @@ def test_a_device_as_status_file_is_not_replaced(site: Site, tmp_path: Path) -> 
     assert "no regular file" in site.log.read_text()
 
 
+def test_it_warns_of_what_is_no_raw_image(site: Site) -> None:
+    require("qemu-img")
+    image = site.add("web01")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "4M"], check=True)
+    site.write()
+    with site.scheduler():
+        eventually(lambda: site.has_made("web01", 2))
+    told = [line for line in site.log.read_text().splitlines() if "is a qcow2 file" in line]
+    assert len(told) == 1
+    assert " WARNING " in told[0]
+
+
 def test_a_command_that_is_killed(site: Site, tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\necho 'backyfs: warning: slow' >&2\nkill -9 $$\n")
