@@ -71,7 +71,7 @@ def command(
 
     TAGS say why the revision is kept (several, or one list with commas): names from the schedule,
     which expire by its rules, or `manual:WHY`, which never expires. Without TAGS: those of the
-    schedule that are due.
+    schedule that are due, or if none is, the most frequent one.
 
     A second backup of the same VM at the same time exits 75, or waits with --wait. A source that
     changes while it is read gives a revision of consistency "torn", with a warning. If what was
