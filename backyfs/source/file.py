@@ -294,7 +294,8 @@ def _readable(path: str) -> Iterator[None]:
         yield
     except OSError as exc:
         raise SourceUnavailable(
-            f"cannot read {path}: {exc.strerror}", hint="see `source` in the job's configuration"
+            f"cannot read {path}: {exc.strerror}",
+            hint="is the path right? it was given to init, or is `source` of the job",
         ) from exc
 
 

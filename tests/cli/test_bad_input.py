@@ -167,6 +167,8 @@ def test_init_of_what_is_not_there(tmp_path: Path) -> None:
     for source in (tmp_path / "missing.img", tmp_path):
         refused("-b", tmp_path / "vm", "init", "file", source, code=13)
     assert not (tmp_path / "vm").exists()
+    done = backyfs("-b", tmp_path / "vm", "init", "file", tmp_path / "missing.img", code=13)
+    assert "given to init" in done.err
     refused("-b", tmp_path / "vm", "init", "floppy", "A:", code=2)
 
 
