@@ -156,12 +156,17 @@ def _publish(path: Path, data: bytes) -> None:
         with open(fd, "wb") as stream:
             stream.write(data)
             stream.flush()
-            os.fchmod(fd, 0o640)
+            with contextlib.suppress(PermissionError):  # a file system that has no modes
+                os.fchmod(fd, 0o640)
             os.fsync(fd)
         os.replace(tmp, path)
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        os.sync()  # a file system that cannot do it for a directory alone
     finally:
         os.close(directory)
 

@@ -36,9 +36,9 @@ class DirectFile:
         try:
             done = os.pwrite(self._direct_fd, data, offset)
         except OSError as exc:
-            if exc.errno != errno.EINVAL:
+            if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 raise
-            done = 0  # this file system wants another alignment
+            done = 0  # this file system wants another alignment, or has none of it after all
         if done < len(data):  # an interrupted or nearly full file system: no alignment to keep
             pwrite_all(self._fd, data[done:], offset + done)
 

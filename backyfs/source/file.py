@@ -244,7 +244,8 @@ class _Disk:
                 if os.fstat(fd).st_size < self.size:
                     raise self._shrunk(position) from None
                 return self.size, self.size
-            if exc.errno == errno.EINVAL:  # a device, or a file system that cannot tell
+            # A device, or a file system that cannot tell.
+            if exc.errno in (errno.EINVAL, errno.EOPNOTSUPP):
                 return position, self.size
             raise SourceUnavailable(
                 f"cannot list the data of {self._path} from byte {position}: {exc.strerror}"

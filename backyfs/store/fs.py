@@ -21,6 +21,7 @@ from backyfs.store.contract import Buffer
 FICLONE = 0x40049409
 _FALLOC_KEEP_SIZE = 0x01
 _FALLOC_PUNCH = 0x02 | _FALLOC_KEEP_SIZE
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _SYNC_FILE_RANGE_WRITE = 2
 _SYNC_FILE_RANGE_ALL = 7  # wait before, write, wait after
 _IOV_MAX = 1024
@@ -46,6 +47,8 @@ class Fs:
                     f"no space left while writing {path}",
                     hint="free space in the store's file system, or run: backyfs purge",
                 ) from exc
+            if exc.errno == errno.EFBIG:
+                exc.strerror = "its file system, or ulimit -f, allows no file of that size"
             if exc.filename is None:  # calls on descriptors do not know it
                 exc.filename = str(path)
             raise
@@ -83,10 +86,13 @@ class Fs:
                 raise OSError(code, os.strerror(code), str(path))
 
     def allocate(self, fd: int, offset: int, length: int) -> None:
-        """Find room for a range beforehand, where the file system can; the size stays. OSError."""
+        """Find room for a range beforehand, where the file system can; the size stays.
+
+        OSError: there is none.
+        """
         if _libc.fallocate(fd, _FALLOC_KEEP_SIZE, offset, length):
             code = ctypes.get_errno()
-            if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            if code in _NO_ROOM:
                 raise OSError(code, os.strerror(code))
 
     def clone(self, source_fd: int, target_fd: int, path: object = "the store") -> None:
@@ -147,9 +153,21 @@ class Fs:
         with self._guard("sync_dir", path):
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                os.fsync(fd)
+                _sync_names(fd)
             finally:
                 os.close(fd)
+
+
+def _sync_names(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        # Not for directories here (VirtualBox, AFS): then all of the file system.
+        if _libc.syncfs(fd):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code)) from exc
 
 
 MEDIUM_ERRORS = frozenset(
@@ -214,7 +232,10 @@ def refuse_special(path: Path) -> None:
 
 
 def publish_new(target: Path, data: Buffer, fs: Fs = SYSTEM, mode: int = 0o640) -> bool:
-    """Create `target` with `data` if no such name exists; whether it did (O_EXCL semantics)."""
+    """Create `target` with `data` if no such name exists; whether it did.
+
+    As O_EXCL does; but without hard links two at once may both have done it, and the last stays.
+    """
     tmp = temporary(target)
     try:
         fd = fs.create(tmp, mode)
@@ -227,6 +248,10 @@ def publish_new(target: Path, data: Buffer, fs: Fs = SYSTEM, mode: int = 0o640) 
             fs.link(tmp, target)
         except FileExistsError:
             return False
+        except OSError:  # vfat, exfat, rclone: each has another error for it
+            if is_named(target):
+                return False
+            fs.rename(tmp, target)
         fs.sync_dir(target.parent)
         return True
     finally:

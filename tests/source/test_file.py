@@ -6,6 +6,7 @@ An LVM volume is a block device like any other: what is said of loop devices her
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import random
@@ -320,6 +321,19 @@ def test_only_a_hole(any_fs_dir: Path) -> None:
     with opened(path) as (_, disk):
         assert list(disk.data()) == []
         assert disk.read(0, MIB + 5) == bytes(MIB + 5)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_where_holes_cannot_be_found_all_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(fd: int, position: int, how: int) -> int:
+        raise OSError(code, os.strerror(code))
+
+    image = filled(tmp_path / "image", 4 * MIB)
+    with opened(image, reflink=Reflink.NEVER) as (_, disk):
+        monkeypatch.setattr(os, "lseek", refuse)
+        assert list(disk.data()) == [Extent(0, 4 * MIB)]
 
 
 def test_growth_after_the_snapshot_is_for_the_next_one(any_fs_dir: Path) -> None:

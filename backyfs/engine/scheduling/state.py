@@ -103,7 +103,8 @@ def _replace(path: Path, text: str, mode: int) -> None:
     tmp = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.tmp")
     try:
         with open(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as stream:
-            os.fchmod(stream.fileno(), mode)
+            with contextlib.suppress(PermissionError):  # a file system that has no modes
+                os.fchmod(stream.fileno(), mode)
             stream.write(text)
         os.replace(tmp, path)
     finally:

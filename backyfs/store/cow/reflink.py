@@ -119,7 +119,10 @@ def data_extents(fd: int, start: int, end: int) -> Iterator[Extent]:
         except OSError as exc:
             if exc.errno == errno.ENXIO:  # nothing but hole up to the end
                 return
-            raise
+            if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            yield Extent(position, end - position)  # a file system that cannot tell
+            return
         if data >= end:
             return
         position = min(os.lseek(fd, data, os.SEEK_HOLE), end)
