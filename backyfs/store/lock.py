@@ -7,6 +7,7 @@ writer's lock file also holds its intent: which revision's files are unfinished 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -34,7 +35,11 @@ def exclusive(path: Path, wait_s: float, busy: str, *, hint: str = _AGAIN) -> It
     """Hold the exclusive lock of `path`; yields its descriptor. Busy after `wait_s` seconds."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
-        _take(fd, fcntl.LOCK_EX, wait_s, busy, hint)
+        try:
+            _take(fd, fcntl.LOCK_EX, wait_s, busy, hint)
+        except OSError as exc:
+            what = f"cannot be locked, which its file system must allow: {exc.strerror}"
+            raise OSError(exc.errno, what, str(path)) from exc
         yield fd
     finally:
         os.close(fd)
@@ -96,12 +101,14 @@ def _kept(path: Path, stack: contextlib.ExitStack) -> bool:
         return True  # nobody can open it
     stack.callback(os.close, fd)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without locks: readers have none either
-    return True
+        return _try(fd, fcntl.LOCK_EX)
+    except OSError as exc:
+        if exc.errno != errno.EBADF:
+            return True  # a file system without locks: readers have none either
+    # NFS gives the exclusive lock only to those who may write.
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    stack.callback(os.close, fd)
+    return _try(fd, fcntl.LOCK_EX)
 
 
 class Intent:
@@ -112,7 +119,10 @@ class Intent:
 
     def read(self) -> str:
         """The revision a former writer left unfinished, or ""."""
-        data = os.pread(self._fd, 65536, 0)
+        try:
+            data = os.pread(self._fd, 65536, 0)
+        except OSError as exc:  # rclone without --vfs-cache-mode: either read or write
+            raise OSError(exc.errno, exc.strerror, str(self._path)) from exc
         if not data:
             return ""
         try:

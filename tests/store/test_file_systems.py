@@ -7,15 +7,24 @@ import fcntl
 import os
 import resource
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backyfs.model import Extent
+from backyfs.store import lock
 from backyfs.store.cow.reflink import data_extents
 from backyfs.store.fs import SYSTEM, Fs, publish_new
 from backyfs.store.quarantine import Bad, Quarantine
-from tests.store.faults import Child
+from tests.store import faults
+from tests.store.faults import Child, History, revision_id
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[History]:
+    with faults.scratch(tmp_path) as directory:
+        yield faults.make_history(directory / "vm")
 
 
 class NoLinks(Fs):
@@ -43,6 +52,44 @@ def test_what_is_there_stays_without_hard_links(tmp_path: Path) -> None:
     assert not publish_new(target, b"second", NoLinks(errno.EPERM))
     assert target.read_text() == "first"
     assert os.listdir(tmp_path) == ["one"]
+
+
+def test_readers_are_seen_where_only_writers_may_lock(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS makes byte range locks of flock(2): an exclusive one needs a file open for writing."""
+    take = fcntl.flock
+
+    def as_nfs(fd: int, mode: int) -> None:
+        reading = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        if mode & fcntl.LOCK_EX and reading:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        take(fd, mode)
+
+    monkeypatch.setattr(fcntl, "flock", as_nfs)
+    repository = history.open()
+    record = repository.record(revision_id(2))
+    image = repository.open_disk(record, next(iter(record.disks)))
+    try:
+        assert repository.remove([record.id]).in_use == [record.id]
+    finally:
+        image.close()
+    assert repository.remove([record.id]).removed == [record.id]
+
+
+def test_a_lock_that_cannot_be_had_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int, mode: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = tmp_path / "lock"
+    why = "cannot be locked, which its file system must allow: No locks"
+    with pytest.raises(OSError, match=why), lock.exclusive(path, 0.0, "busy"):
+        pass
+    with pytest.raises(OSError, match=str(path)), lock.meta(path):
+        pass
 
 
 def test_a_file_that_may_not_be_so_large_says_why(tmp_path: Path) -> None:
