@@ -117,12 +117,14 @@ class Vm:
 class _Stamp:
     """Time stamps that change whenever a VM's records, states or known damage do.
 
-    `identity` changes when another repository takes the place of this one.
+    `identity` changes when another repository takes the place of this one. `names` is of those in
+    the two directories: some file systems (rclone, S3) never change a directory's time.
     """
 
     identity: tuple[int, int]
     revisions_ns: int
     quarantine_ns: int
+    names: int
 
     @property
     def settled(self) -> bool:
@@ -325,11 +327,14 @@ def _stamp(directory: Path) -> _Stamp:
     layout = Layout(directory)
     identity = os.stat(layout.identity)
     revisions_ns = os.stat(layout.revisions).st_mtime_ns
+    names = os.listdir(layout.revisions)
     try:
         quarantine_ns = os.stat(layout.quarantine).st_mtime_ns
+        names += os.listdir(layout.quarantine)
     except FileNotFoundError:
         quarantine_ns = 0
-    return _Stamp((identity.st_ino, identity.st_mtime_ns), revisions_ns, quarantine_ns)
+    found = (identity.st_ino, identity.st_mtime_ns)
+    return _Stamp(found, revisions_ns, quarantine_ns, hash(frozenset(names)))
 
 
 def _status(entry: os.DirEntry[str]) -> tuple[int, int]:

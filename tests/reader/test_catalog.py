@@ -113,6 +113,23 @@ def test_a_settled_directory_is_not_read_again(tmp_path: Path, clock: Clock) -> 
     assert catalog.vm("vm") is not view
 
 
+def test_a_directory_whose_time_never_changes(tmp_path: Path, clock: Clock) -> None:
+    """As rclone and others have it."""
+    repository = make_vm(tmp_path, "vm", SMALL)
+    directories = (repository.layout.revisions, repository.layout.quarantine)
+    for directory in directories:
+        os.utime(directory, (1e9, 1e9))
+    catalog = Catalog(tmp_path, clock=clock)
+    [first] = ids(catalog, "vm")
+    second = add_revision(repository, SMALL).id
+    repository.quarantine.add(Bad("unit", 1), "wrong content")
+    for directory in directories:
+        os.utime(directory, (1e9, 1e9))
+    clock.now += 1
+    assert ids(catalog, "vm") == [first, second]
+    assert catalog.vm("vm").quarantine_ns
+
+
 def test_vms_come_and_go(tmp_path: Path, clock: Clock) -> None:
     make_vm(tmp_path, "a", SMALL)
     catalog = Catalog(tmp_path, clock=clock)
