@@ -239,6 +239,11 @@ def _prepare(directory: Path, job: SiteJob) -> None:
             if job.job.source_type == "file":
                 for warning in containers.warnings(job.job.settings):
                     log.warning(warning, {"job": job.name})
+        elif directory.name not in os.listdir(directory.parent):
+            raise ConfigError(
+                f"{directory} is the directory of another VM: upper and lower case are one there",
+                hint="give one of the two jobs another name",
+            )
         wanted = job.job.without_secrets()
         with contextlib.suppress(ConfigError):
             if read_job(path) == wanted:
