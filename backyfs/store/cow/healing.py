@@ -1,7 +1,9 @@
 """Healing: putting good frames where the quarantine says that bad ones are.
 
-The only write into a published file: a whole frame whose hash is the recorded one, then fsync,
-then it is read again, and only then its record in the quarantine goes.
+The only write into a published file: a whole frame whose hash is the recorded one, or all hashes
+of a group, proven by level 1; then fsync, then it is read again, and only then its record in the
+quarantine goes. Hashes are written by group since a group is whole blocks of the table: of a block
+that cannot be read, no part can be written.
 """
 
 from __future__ import annotations
@@ -64,6 +66,13 @@ class Healer:
         self._images.clear()
 
 
+def mend_hashes(place: Place, image: CowImage, group: int) -> None:
+    """Write the hashes of a group anew if they cannot be read and the image proves them."""
+    if not image.table.readable(group):
+        with contextlib.suppress(Corrupt):  # nothing proves them
+            _write_hashes(place, image, group, image.column(group))
+
+
 def owners(place: Place, file: str) -> Iterator[tuple[Record, DiskRecord]]:
     """The revisions and disks whose readable records name a file."""
     for path in sorted(place.layout.revisions.glob(f"*{RECORD_SUFFIX}")):
@@ -108,13 +117,17 @@ def _salvaged(fd: int, number: int, good: bytes) -> bytes:
 
 
 def _rewrite(place: Place, image: CowImage, number: int, frame: bytes, recorded: bytes) -> None:
-    fs = place.fs
     if image.frame(number) != frame:
         _write_frame(place, image.files.image, number, frame)
     if not _entry_is(image, number, recorded):
-        with _writable(image.files.table) as fd:
-            fs.pwrite(fd, recorded, hash_at(number), image.files.table)
-            fs.fsync(fd, image.files.table)
+        group = number // FAN_OUT
+        _write_hashes(place, image, group, image.column(group))
+
+
+def _write_hashes(place: Place, image: CowImage, group: int, column: bytes) -> None:
+    with _writable(image.files.table) as fd:
+        place.fs.pwrite(fd, column, hash_at(group * FAN_OUT), image.files.table)
+        place.fs.fsync(fd, image.files.table)
 
 
 def _write_frame(place: Place, path: Path, number: int, frame: bytes) -> None:

@@ -119,7 +119,7 @@ def _groups_at(extents: Iterable[Extent], size: int) -> Iterator[int]:
 
 
 def nonzero_frames(fd: int, first: int, end: int) -> Iterator[tuple[int, int]]:
-    """Runs [first, end) of frames whose hash in an open .sum file is not zero."""
+    """Runs [first, end) of frames whose hash in an open .sum file is not zero, or unreadable."""
     return runs(_nonzero(fd, first, end))
 
 
@@ -129,7 +129,11 @@ def _nonzero(fd: int, first: int, end: int) -> Iterator[int]:
         stop = min(end, -(-(extent.end - HEAD) // HASH))
         for at in range(start, stop, FAN_OUT):
             count = min(FAN_OUT, stop - at)
-            column = read_exactly(fd, count * HASH, hash_at(at))
+            try:
+                column = read_exactly(fd, count * HASH, hash_at(at))
+            except OSError:  # not to be told: whoever reads these frames finds out
+                yield from range(at, at + count)
+                continue
             for number in range(count):
                 if not column.startswith(ZERO_HASH, number * HASH):
                     yield at + number
@@ -189,6 +193,14 @@ class Table:
         """The frame hashes of a group as they stand in the file, unchecked; OSError, EOFError."""
         first, end = group_frames(group, self.size)
         return read_exactly(self.fd, (end - first) * HASH, hash_at(first))
+
+    def readable(self, group: int) -> bool:
+        """Whether the medium gives the frame hashes of a group, right or wrong."""
+        try:
+            self.column(group)
+        except (OSError, EOFError):
+            return False
+        return True
 
     def checked_column(self, group: int) -> bytes | None:
         """The frame hashes of a group, None when they fail their level-1 hash."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from backyfs.cancelling import checkpoint
@@ -29,7 +29,7 @@ from backyfs.store.cow.columns import batches
 from backyfs.store.cow.fiemap import extent_count
 from backyfs.store.cow.image import CowImage
 from backyfs.store.cow.reflink import clone
-from backyfs.store.cow.table import Head, hash_at, level1_at, table_bytes
+from backyfs.store.cow.table import Head, group_frames, hash_at, level1_at, table_bytes
 from backyfs.store.digest import HASH, frame_count
 from backyfs.store.fs import Fs, forget_pages, read_exactly, temporary
 
@@ -73,18 +73,22 @@ class Target:
         self._fs.truncate(self.image_fd, self._size, self._image)
         self._fs.truncate(self.table_fd, table_bytes(self._size), self._table)
 
-    def start_clone(self, parent: CowImage) -> None:
-        """Begin with the parent's blocks, shared, cut or extended to the size."""
+    def start_clone(self, parent: CowImage, unproven: Collection[int] = ()) -> None:
+        """Begin with the parent's blocks, shared, cut or extended to the size.
+
+        `unproven`: groups whose frames are all to be stored again; their hashes are not taken.
+        """
         clone(self._fs, parent.fd, self.image_fd, self._image)
         # What is read of it is what changed, here and there: reading ahead would double that.
         os.posix_fadvise(self.image_fd, 0, 0, os.POSIX_FADV_RANDOM)
         self._fresh = self._holes_known = False
-        self._start_table(parent)
+        self._start_table(parent, unproven)
 
-    def start_copy(self, parent: CowImage) -> list[int]:
+    def start_copy(self, parent: CowImage, unproven: Collection[int] = ()) -> list[int]:
         """Begin with a copy of the parent's bytes; return its bad frames.
 
         A bad frame keeps its bytes and the hash they should have: damage stays visible.
+        `unproven`: as of `start_clone`.
         """
         self._fs.truncate(self.image_fd, parent.size, self._image)
         bad: list[int] = []
@@ -92,8 +96,8 @@ class Target:
             for first, end in batches(extent.offset // FRAME, frame_count(extent.end)):
                 checkpoint()  # all of it may take hours
                 bad += self._copy(parent, first, end)
-        self._start_table(parent)
-        self._holes_known = not bad
+        self._start_table(parent, unproven)
+        self._holes_known = not (bad or unproven)
         return bad
 
     def _copy(self, parent: CowImage, first: int, end: int) -> list[int]:
@@ -108,8 +112,11 @@ class Target:
             return list(range(first, end))
         return [first + number for number in different(frame_hashes(data), expected)]
 
-    def _start_table(self, parent: CowImage) -> None:
+    def _start_table(self, parent: CowImage, unproven: Collection[int]) -> None:
         clone(self._fs, parent.table.fd, self.table_fd, self._table)
+        for group in unproven:  # before anything else: who cuts a block reads it, and it may be bad
+            first, end = group_frames(group, parent.size)
+            self._fs.punch(self.table_fd, hash_at(first), (end - first) * HASH, self._table)
         if parent.size != self._size:
             self._resize(parent)
         elif parent.table.problem:  # level 1 is to be written anew: drop what it was

@@ -21,7 +21,7 @@ from backyfs.store.cow import damage
 from backyfs.store.cow.blocks import different, frame_hashes, runs
 from backyfs.store.cow.deferred import DeferredTarget
 from backyfs.store.cow.fiemap import extent_count
-from backyfs.store.cow.healing import Healer
+from backyfs.store.cow.healing import Healer, mend_hashes
 from backyfs.store.cow.image import CowImage
 from backyfs.store.cow.table import (
     Head,
@@ -68,16 +68,20 @@ class CowDiskWriter:
         self._sick |= self._healer.frames
         self._anew: set[int] = set()  # sick frames that were stored again
         self._record: DiskRecord | None = None
-        if parent is None or parent.size != size or parent.table.problem:
+        if parent is None or parent.size != size or parent.table.problem or self._unproven:
             self._target.apply(lambda _: None)
 
     def _check_table(self) -> set[int]:
-        """Bad frames of groups of the parent whose hashes fail level 1; they are recorded."""
+        """Bad frames of groups of the parent whose hashes fail level 1; they are recorded.
+
+        Hashes that cannot be read are written anew, or the clone would share the bad block.
+        """
         if self._parent is None:
             return set()
         found: set[int] = set()
         for group in self._parent.table.bad_groups():
             first, end = group_frames(group, self._parent.size)
+            mend_hashes(self._place, self._parent, group)
             bad = self._parent.check(first, end - first)
             found.update(bad)
             if len(bad) == end - first:
@@ -171,15 +175,18 @@ class CowDiskWriter:
             if self._parent is None:
                 target.start_empty()
             elif self._fragmented(self._parent):
-                for number in target.start_copy(self._parent):
+                for number in target.start_copy(self._parent, self._unproven_groups()):
                     self._sick.add(number)
                     self._parent.check(number, 1)  # records it
             else:
-                target.start_clone(self._parent)
+                target.start_clone(self._parent, self._unproven_groups())
         except BaseException:
             target.close()
             raise
         return target
+
+    def _unproven_groups(self) -> set[int]:
+        return {number // FAN_OUT for number in self._unproven}
 
     def _fragmented(self, parent: CowImage) -> bool:
         extents = extent_count(parent.fd)
@@ -268,7 +275,7 @@ class CowDiskWriter:
     def _publish(self, target: Target) -> DiskRecord:
         parent, size = self._parent, self._size
         level1 = bytearray(group_count(size) * HASH)
-        groups = set(self._changed)
+        groups = self._unproven_groups() | set(self._changed)
         resized = parent is None or parent.size != size
         if parent is not None:
             common = min(len(level1), len(parent.groups()))
