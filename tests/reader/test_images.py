@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -14,7 +15,7 @@ from backyfs.reader.cache import FrameCache
 from backyfs.reader.images import OpenImages, RawImage
 from backyfs.store.record import Record
 from backyfs.store.repository import Repository
-from tests.reader.stores import content, make_vm
+from tests.reader.stores import add_revision, content, make_vm
 from tests.reader.test_cache import Bytes
 from tests.reader.test_catalog import Clock
 
@@ -38,6 +39,16 @@ def vm(tmp_path: Path) -> Repository:
 
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+def removed_packs(directory: Path) -> int:
+    """How many pack files below it this process has open that have no name any more."""
+    count = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            target = os.readlink(entry)
+            count += target.startswith(str(directory)) and target.endswith(".pack (deleted)")
+    return count
 
 
 def records(repository: Repository) -> list[Record]:
@@ -66,6 +77,29 @@ def test_many_at_once_open_it_once(vm: Repository, images: OpenImages) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = [each.result(10) for each in [pool.submit(open_it) for _ in range(8)]]
     assert len({id(image) for image in found}) == 1
+
+
+def test_one_that_stays_open_keeps_no_packs_of_others(
+    tmp_path: Path, images: OpenImages, clock: Clock
+) -> None:
+    """Else a machine that runs from its backup would fill the disk with what gc has removed."""
+    served, writer = make_vm(tmp_path, "vm", DATA), Repository.open(tmp_path / "vm")
+    kept = images.open(served, records(served)[0], "disk")
+    for seed in range(6):
+        data = content(6, seed=seed)
+        record = add_revision(writer, data)
+        lease = images.open(served, record, "disk")
+        assert lease.image.read(0, len(data)) == data
+        lease.close()
+        clock.now += 100
+        images.sweep()
+        assert writer.remove([record.id]).removed == [record.id]
+        assert writer.gc().removed_files == 1
+        assert removed_packs(tmp_path) <= 1
+        assert kept.image.read(0, len(DATA)) == DATA
+    kept.close()
+    images.close()
+    assert removed_packs(tmp_path) == 0
 
 
 def test_an_idle_image_is_closed_soon(vm: Repository, images: OpenImages, clock: Clock) -> None:

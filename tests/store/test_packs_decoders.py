@@ -296,9 +296,30 @@ def test_they_keep_nothing_open_and_little_in_memory(tmp_path: Path) -> None:
     image.close()
 
 
+def test_they_give_back_what_was_removed_while_they_are_busy(tmp_path: Path) -> None:
+    data = random.Random(1).randbytes(16 * FRAME)
+    other = random.Random(2).randbytes(16 * FRAME)
+    vm = make_vm(tmp_path, "vm", data, other)
+    first, second = (vm.open_disk(record, "disk") for record in vm.revisions())
+    with decoders(count=1) as found:
+        [pid] = found.pids
+        assert read(first, 0, 16) == data
+        assert read(second, 0, 16) == other
+        first.close()
+        writer = Repository.open(vm.path)
+        assert writer.remove([vm.revisions()[0].id]).removed
+        assert writer.gc().removed_files == 1
+        deadline = time.monotonic() + 20
+        while len(_open_packs(pid)) != 1 and time.monotonic() < deadline:
+            assert read(second, 0, 16) == other
+            time.sleep(0.05)
+        assert len(_open_packs(pid)) == 1
+    second.close()
+
+
 def _open_packs(pid: int) -> list[str]:
     links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-    return [link for link in links if link.endswith(".pack")]
+    return [link for link in links if ".pack" in link]
 
 
 def test_they_end_with_their_owner() -> None:

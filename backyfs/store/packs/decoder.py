@@ -112,6 +112,7 @@ class _Libraries:
 
     def __init__(self) -> None:
         self._used: dict[str, tuple[Library, float]] = {}
+        self._looked = 0.0
 
     def of(self, directory: str) -> Library:
         """The library of a directory, open."""
@@ -124,7 +125,11 @@ class _Libraries:
         return library
 
     def close_unused(self) -> None:
-        """Close the pack files that nobody reads any more."""
+        """Close the pack files that nobody reads any more, and those that gc removed."""
         since = time.monotonic() - UNUSED_S
-        for directory in [name for name, (_, at) in self._used.items() if at < since]:
-            self._used.pop(directory)[0].release()
+        if self._looked >= since:
+            return
+        self._looked = time.monotonic()
+        for directory, (library, at) in list(self._used.items()):
+            if at < since or library.outlived():
+                self._used.pop(directory)[0].release()

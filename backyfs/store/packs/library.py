@@ -4,7 +4,8 @@ Finds the pack that holds a segment, reads and decodes frames, and notices files
 replaced: an unlinked pack keeps serving those who have it open, and a frame that reads badly is
 looked for once more behind the file's present name.
 
-Thread-safe. Descriptors are closed when the last image is.
+Thread-safe. Descriptors are closed when the last image is. Where images come and go and one is
+always open, that never comes: once a library is `outlived`, what is opened next has another one.
 """
 
 from __future__ import annotations
@@ -108,6 +109,12 @@ class Library:
         self._packs.clear()
         self._retired.clear()
         self._segments.clear()
+
+    def outlived(self) -> bool:
+        """Whether it keeps files open that are gone from the store: their space is not free yet."""
+        with self._lock:
+            names, _ = self._listing(fresh=False)
+            return bool(self._retired) or any(path.name not in names for path in self._packs)
 
     def hold(self, names: Iterable[str]) -> None:
         """Open the packs of segments, and of those that their patches may rest on.

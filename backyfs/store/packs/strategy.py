@@ -45,7 +45,7 @@ class PacksFormat:
             raise NoRevision(f"{what} was just removed", hint="see: backyfs status")
         return PackImage(
             extent_map,
-            self._library,
+            self._lasting(),
             self._place.quarantine,
             vm=self._place.name,
             revision=record.id,
@@ -54,6 +54,12 @@ class PacksFormat:
             fd=fd,
             map_name=path.name,
         )
+
+    def _lasting(self) -> Library:
+        """The library for what is opened now: not the one that keeps removed files for others."""
+        if self._library.outlived():
+            self._library = Library(self._place.layout.packs)
+        return self._library
 
     def stage(self, revision: str, parent: Record | None) -> Stage:
         """Start a revision on top of `parent`; all of a disk that cannot be opened is required."""
@@ -84,13 +90,14 @@ class PacksFormat:
         if outer is not None:
             yield outer
             return
-        self._library.acquire()
+        library = self._library
+        library.acquire()
         try:
-            self._known.reach = Reach(self._library)
+            self._known.reach = Reach(library)
             yield self._known.reach
         finally:
             del self._known.reach
-            self._library.release()
+            library.release()
 
     def structure(self, disk: DiskRecord) -> Iterator[str]:
         """The map must be as recorded, and every segment it needs present with its root."""
