@@ -102,10 +102,10 @@ def _replace(path: Path, text: str, mode: int) -> None:
     refuse_special(path)
     tmp = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.tmp")
     try:
-        with open(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as stream:
+        with open(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as stream:
             with contextlib.suppress(PermissionError):  # a file system that has no modes
                 os.fchmod(stream.fileno(), mode)
-            stream.write(text)
+            stream.write(text.encode())  # UTF-8, whatever the locale has
         os.replace(tmp, path)
     finally:
         with contextlib.suppress(OSError):

@@ -146,6 +146,17 @@ def test_clients_that_misbehave_harm_nobody(site: Site) -> None:
         assert b"waiting for deadline" in again
 
 
+
+def test_the_status_is_json_whatever_the_locale(site: Site) -> None:
+    """JSON is UTF-8; a daemon in a locale that has no ß ended when it came to write one."""
+    image = site.add("web01")
+    more = f"  db01: {{source: {{type: file, filename: {image}}}, schedule: s, tenant: Größe}}\n"
+    site.write("1d", more)
+    with site.scheduler(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0") as process:
+        eventually(lambda: site.status() or process.poll() is not None)
+        assert site.status()["db01"]["tenant"] == "Größe"
+        assert process.poll() is None
+
 def _answer(port: int, question: bytes) -> bytes:
     """What a client that is no telnet hears; nothing when it was refused."""
     heard = b""
