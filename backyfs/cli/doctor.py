@@ -93,13 +93,13 @@ def _directory(directory: Path) -> Iterator[Finding]:
 
 def _file_system(directory: Path) -> str:
     """Type of the file system a directory is on, by the longest mountpoint above it."""
+    from backyfs.mount.mountpoint import mounts
+
     path, best, kind = directory.resolve(), Path(), "an unknown file system"
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mounts").read_text().splitlines():
-            fields = line.split(" ")
-            mountpoint = Path(fields[1].encode().decode("unicode_escape"))
-            if path.is_relative_to(mountpoint) and len(mountpoint.parts) >= len(best.parts):
-                best, kind = mountpoint, fields[2]
+        for mount in mounts():
+            if path.is_relative_to(mount.point) and len(mount.point.parts) >= len(best.parts):
+                best, kind = mount.point, mount.fstype
     return kind
 
 
@@ -137,7 +137,7 @@ def _allow_other() -> Finding:
     if os.geteuid() == 0:
         return Finding("allow_other", "ok", "root may let others see its mounts")
     with contextlib.suppress(OSError):
-        lines = Path("/etc/fuse.conf").read_text().splitlines()
+        lines = Path("/etc/fuse.conf").read_text(errors="replace").splitlines()
         if any(line.partition("#")[0].strip() == "user_allow_other" for line in lines):
             return Finding("allow_other", "ok", "user_allow_other is set")
     text = "user_allow_other is not set: only you see your mounts"

@@ -20,6 +20,7 @@ from backyfs.errors import BackyfsError, Busy, NoSpace
 from tests import images
 from tests.cli.conftest import Vm
 from tests.cli.program import PROGRAM, TIMEOUT_S, backyfs, environment, refused
+from tests.parts import require
 
 MIB = 1024 * 1024
 
@@ -127,6 +128,18 @@ def test_doctor(tmp_path: Path) -> None:
     found = backyfs("-b", tmp_path / "missing", "doctor", "--json", code=1).json
     assert [item["name"] for item in found if item["state"] == "missing"] == ["directory"]
     assert all(item["remedy"] for item in found if item["state"] == "missing")
+
+
+def test_doctor_where_a_mountpoint_has_another_charset(tmp_path: Path) -> None:
+    require("root", "mounts a file system")
+    point = tmp_path / os.fsdecode("ü\\ ".encode() + b"\xe9")
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", point], check=True)
+    try:
+        found = {item["name"]: item for item in backyfs("-b", point, "doctor", "--json").json}
+    finally:
+        subprocess.run(["umount", point], check=True)
+    assert "tmpfs" in found["directory"]["text"]
 
 
 # ---- completion --------------------------------------------------------------------------------
