@@ -11,7 +11,8 @@ from backyfs.cli.session import Session
 from backyfs.errors import BackyfsError, UsageError
 from backyfs.model import Trust
 from backyfs.store.record import Record, State
-from backyfs.store.repository import Removal, Repository
+from backyfs.store.removal import Removal
+from backyfs.store.repository import Repository
 
 
 @click.command()

@@ -10,6 +10,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from backyfs.errors import BackyfsError, Corrupt, NoRevision, Unsupported
 from backyfs.model import Trust, is_name, is_revision_id
@@ -42,8 +43,11 @@ class Ledger:
         return {i: r for i, r in sorted(found.items()) if isinstance(r, BackyfsError)}
 
     def record(self, revision: str) -> Record:
-        """The record with this exact id. NoRevision, Corrupt, Unsupported."""
-        found = self.entries().get(revision)
+        """The record with this exact id. NoRevision, Corrupt, Unsupported.
+
+        Looks at this one alone: who changes many asks for each of them.
+        """
+        found = self._one(revision) or self.entries().get(revision)
         if found is None:
             raise NoRevision(
                 f"{self.name}: no revision {revision}", hint="see them with: backyfs status"
@@ -51,6 +55,15 @@ class Ledger:
         if isinstance(found, BackyfsError):
             raise found
         return found
+
+    def _one(self, revision: str) -> Record | BackyfsError | None:
+        if not is_revision_id(revision):
+            return None
+        with self._scan, contextlib.suppress(FileNotFoundError):
+            looked_up = self._looked_up(revision, self._layout.record(revision))
+            self._records[revision] = looked_up
+            return looked_up[1]
+        return None
 
     def next_seq(self) -> int:
         """The seq of a revision that is published now: above all others.
@@ -82,7 +95,7 @@ class Ledger:
             raise Corrupt(f"{self.name}: the directory revisions/ is missing") from exc
 
     def _looked_up(
-        self, revision: str, entry: os.DirEntry[str]
+        self, revision: str, entry: os.DirEntry[str] | Path
     ) -> tuple[_Stamp, Record | BackyfsError]:
         try:
             status = entry.stat()

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time as clock
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -31,6 +31,7 @@ from backyfs.store.ledger import Ledger
 from backyfs.store.meter import Meter, Reading
 from backyfs.store.quarantine import Quarantine
 from backyfs.store.record import Record, State
+from backyfs.store.removal import Removal, Remover
 from backyfs.store.reports import Reports
 from backyfs.store.staging import Staging
 
@@ -38,15 +39,6 @@ log = logging.getLogger(__name__)
 
 STRAY_AGE_S = 24 * 3600.0
 """Unowned files younger than this are left alone: another host's rsync may be at work."""
-
-
-@dataclass(frozen=True, slots=True)
-class Removal:
-    """What `remove` did: ids that are gone, ids that stay because a reader has them open."""
-
-    removed: list[str] = field(default_factory=list)
-    in_use: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
 
 
 def is_repository(path: Path) -> bool:
@@ -303,48 +295,13 @@ class Repository:
 
         `unless` is asked again under the state's lock: a tag set meanwhile protects.
         """
-        result = Removal()
         with self.writing(wait_s):
+            remover = Remover(self.layout, self.ledger, self.format, self.fs)
             for revision in revisions:
-                if not is_named(self.layout.record(revision)):
-                    raise NoRevision(f"{self.name}: no revision {revision}")
-                self._remove(revision, force, unless, result)
-        if result.removed:
+                remover.remove(revision, force, unless)
+        if remover.done.removed:
             self.note_usage("remove")
-        return result
-
-    def _remove(
-        self,
-        revision: str,
-        force: bool,
-        unless: Callable[[Record, State], bool],
-        result: Removal,
-    ) -> None:
-        record = self.ledger.entries().get(revision)
-        owned = self.format_files(record) if isinstance(record, Record) else []
-        with lock.meta(self.layout.meta_lock):
-            if isinstance(record, Record) and unless(record, self.state(record)):
-                result.kept.append(revision)
-                return
-            # A reader looks for the record once it has its lock: either it is seen here, or it
-            # sees that the revision is gone.
-            with lock.no_readers([] if force else self._lockable(record)) as free:
-                if not free:
-                    result.in_use.append(revision)
-                    return
-                self.fs.unlink(self.layout.record(revision))
-            self.fs.sync_dir(self.layout.revisions)
-            self.fs.unlink(self.layout.state(revision))
-        result.removed.append(revision)
-        if not self.unreadable():
-            still = {path for other in self.revisions() for path in self.format_files(other)}
-            for path in owned:
-                if path not in still:
-                    self.fs.unlink(path)
-
-    def _lockable(self, record: Record | BackyfsError | None) -> list[Path]:
-        disks = record.disks.values() if isinstance(record, Record) else ()
-        return [self.format.lockable(disk) for disk in disks]
+        return remover.done
 
     def format_files(self, record: Record) -> list[Path]:
         """The files in revisions/ a record names."""
