@@ -28,8 +28,10 @@ Exit codes: docs/cli.md, `backyfs help exit-codes`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +47,9 @@ from backyfs.cli.session import Session
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+DESCRIPTORS = 1 << 16
+"""Open files that a command may need, and takes where it is allowed to."""
 
 
 class Program(click.Group):
@@ -154,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in args
     streams.prepare()
+    _allow_descriptors()
     try:
         failure.raise_on_signals()
         if "_BACKYFS_COMPLETE" in os.environ:
@@ -161,6 +167,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(args)
     except BaseException as error:
         return failure.report(error, as_json=as_json)
+
+
+def _allow_descriptors() -> None:
+    """A disk may lie in as many packs as there are revisions; most shells start with 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _run(args: list[str]) -> int:

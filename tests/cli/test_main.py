@@ -17,10 +17,12 @@ from backyfs import __version__
 from backyfs.cli.commands import COMMANDS
 from backyfs.cli.failure import Failure, Interrupted, explain
 from backyfs.errors import BackyfsError, Busy, NoSpace
+from backyfs.model import FRAME
 from tests import images
 from tests.cli.conftest import Vm
 from tests.cli.program import PROGRAM, TIMEOUT_S, backyfs, environment, refused
 from tests.parts import require
+from tests.reader.stores import add_revision, content, make_vm
 
 MIB = 1024 * 1024
 
@@ -119,6 +121,21 @@ def test_topics() -> None:
     assert "75  busy" in backyfs("help", "exit-codes").out
     assert "tag:NAME" in backyfs("help", "spec").out
     assert "nothing to unlock" in backyfs("help", "unlock").out
+
+
+def test_more_packs_than_a_shell_allows_open_files(tmp_path: Path) -> None:
+    """`ulimit -n` says how many a command begins with, not how many it may have."""
+    data = bytearray(content(90, seed=1))
+    vm = make_vm(tmp_path, "vm", bytes(data))
+    for frame in range(90):
+        data[frame * FRAME : frame * FRAME + 8] = b"changed!"
+        add_revision(vm, bytes(data))
+    few = ["sh", "-c", 'ulimit -Sn 64; exec "$0" "$@"', str(PROGRAM), "-b", str(vm.path)]
+    for words in ("status", f"restore -r latest {tmp_path}/out", "gc"):
+        argv = [*few, *words.split()]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S)
+        assert (done.returncode, done.stderr) == (0, ""), words
+    assert (tmp_path / "out").read_bytes() == data
 
 
 def test_doctor(tmp_path: Path) -> None:

@@ -146,7 +146,6 @@ def test_clients_that_misbehave_harm_nobody(site: Site) -> None:
         assert b"waiting for deadline" in again
 
 
-
 def test_the_status_is_json_whatever_the_locale(site: Site) -> None:
     """JSON is UTF-8; a daemon in a locale that has no ß ended when it came to write one."""
     image = site.add("web01")
@@ -156,6 +155,7 @@ def test_the_status_is_json_whatever_the_locale(site: Site) -> None:
         eventually(lambda: site.status() or process.poll() is not None)
         assert site.status()["db01"]["tenant"] == "Größe"
         assert process.poll() is None
+
 
 def _answer(port: int, question: bytes) -> bytes:
     """What a client that is no telnet hears; nothing when it was refused."""
