@@ -77,9 +77,10 @@ async def verify(
         progress.start(Phase.VERIFY, await trio.to_thread.run_sync(_bytes, repository, records))
         await _read(repository, records, progress, found)
     verdicts = []
-    for record in sorted(records, key=lambda record: record.seq):
-        judge = partial(_judge, repository, record, found[record.id], None if quick else now())
-        verdicts.append(await trio.to_thread.run_sync(judge))
+    with repository.format.holding():  # else each opens the files again that all rest on
+        for record in sorted(records, key=lambda record: record.seq):
+            judge = partial(_judge, repository, record, found[record.id], None if quick else now())
+            verdicts.append(await trio.to_thread.run_sync(judge))
     if not quick:
         await trio.to_thread.run_sync(_note, repository, verdicts)
     return verdicts
