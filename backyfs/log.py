@@ -154,7 +154,7 @@ def text_of(value: object) -> str:
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Text that cannot pretend to be another line or drive a terminal."""
     if text.isprintable():
         return text
@@ -164,7 +164,7 @@ def _one_line(text: str) -> str:
 
 
 def _message(record: logging.LogRecord) -> str:
-    parts = [_one_line(record.getMessage())]
+    parts = [one_line(record.getMessage())]
     values: Any = record.args
     if isinstance(values, Mapping):
         parts += [f"{key}={text_of(value)}" for key, value in values.items()]

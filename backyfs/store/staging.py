@@ -11,6 +11,7 @@ from typing import Self
 
 from backyfs import __version__
 from backyfs.errors import BackyfsError
+from backyfs.log import one_line
 from backyfs.model import Extent
 from backyfs.store import lock
 from backyfs.store.contract import DiskWriter, StoredImage
@@ -120,7 +121,7 @@ class Staging:
             parent=self.parent.id if self.parent else "",
             tool=draft.tool or f"backyfs {__version__}",
             consistency=draft.consistency,
-            reason="; ".join(filter(None, [draft.reason, *self._stage.notes])),
+            reason=one_line("; ".join(filter(None, [draft.reason, *self._stage.notes]))),
             tags=tuple(draft.tags),
             trust=draft.trust,
             verification=draft.verification,

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -212,6 +212,14 @@ class StoreContract:
         assert repository.damage() == {}
         assert repository.store == self.kind
         assert Repository.open(repository.path).uuid == repository.uuid
+
+    def test_a_reason_that_a_guest_wrote_is_kept_printable(self, repository: Repository) -> None:
+        reason = "the agent says: \ud800 \x1b[2J\n\u00e4"
+        with repository.writing() as intent, repository.begin(intent, None) as staging:
+            staging.disk("disk", 0)
+            record = staging.commit(replace(DRAFT, reason=reason))
+        assert record.reason == r"the agent says: \ud800 \x1b[2J\nä"
+        assert repository.record(record.id) == record
 
     @pytest.mark.parametrize("size", SIZES)
     def test_round_trip_of_any_size(self, repository: Repository, size: int) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from backyfs.log import one_line
 from backyfs.source.quiescing.contract import NotFrozen
 from backyfs.source.quiescing.lines import Lines
 from backyfs.source.quiescing.waiting import Stopped, Waiting
@@ -34,6 +35,7 @@ QUEUE_S = 75.0
 """How long another process of ours may keep the agent busy: a default freeze, and a little."""
 
 _POLL_S = 0.05
+_FILE_SYSTEMS_END = 1 << 16
 _FREEZE, _FREEZE_LIST = "guest-fsfreeze-freeze", "guest-fsfreeze-freeze-list"
 _THAW, _STATUS = "guest-fsfreeze-thaw", "guest-fsfreeze-status"
 _SYNC = "guest-sync-delimited"
@@ -82,7 +84,7 @@ class GuestAgent:
         arguments = {"mountpoints": self._mountpoints} if self._mountpoints else None
         command = _FREEZE_LIST if arguments else _FREEZE
         count = self._call(command, arguments, limit_s=self._freeze_timeout_s, stops=stops)
-        if type(count) is not int or count < 0:
+        if type(count) is not int or not 0 <= count < _FILE_SYSTEMS_END:
             raise NotFrozen(f"the guest agent answers {count!r:.100} to {command}")
         self._frozen = count
         if not count:
@@ -257,7 +259,8 @@ def _value(line: bytes) -> Any:
     except ValueError as exc:
         raise ValueError(f"an answer that is no JSON ({line[:60]!r})") from exc
     if isinstance(answer, Mapping) and isinstance(error := answer.get("error"), Mapping):
-        raise Refused(f"the guest agent says: {' '.join(str(error.get('desc')).split())[:300]}")
+        said = " ".join(str(error.get("desc")).split())[:300]
+        raise Refused(f"the guest agent says: {one_line(said)}")
     if not isinstance(answer, Mapping) or "return" not in answer:
         raise ValueError(f"an answer that is none ({line[:60]!r})")
     return answer["return"]

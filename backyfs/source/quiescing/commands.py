@@ -15,6 +15,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 
+from backyfs.log import one_line
 from backyfs.source.quiescing.contract import NotFrozen
 from backyfs.source.quiescing.waiting import Stopped, Waiting
 
@@ -75,7 +76,7 @@ class Commands:
         except (OSError, ValueError) as exc:
             raise NotFrozen(f"cannot run {argv[0]}: {exc}") from exc
         lines = output.decode("utf-8", "replace").split("\n")
-        said = " | ".join(" ".join(line.split()) for line in lines if line.strip())
+        said = one_line(" | ".join(" ".join(line.split()) for line in lines if line.strip()))
         log.info("command ended", {"action": action, "code": code, "output": said})
         if code:
             how = f"exited {code}" if code > 0 else f"was killed by signal {-code}"

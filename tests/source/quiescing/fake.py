@@ -129,6 +129,8 @@ class FakeAgent:
             "nonsense": b'[{"return": {}}]\n',
             "half": data[: len(data) // 2],
             "huge": b"x" * (3 << 20),
+            "hostile": b'{"error": {"desc": "\\ud800 \\u001b[2J"}}\n',
+            "many": b'{"return": 99999999999999999999}\n',
             "wrong": b'{"return": "wrong"}\n',
         }.get(fault, data)
         client.settimeout(None)

@@ -238,6 +238,26 @@ def test_an_error_is_told_on_one_line(fake: FakeAgent) -> None:
     agent.close()
 
 
+def test_an_error_drives_no_terminal_and_can_be_written_down(fake: FakeAgent) -> None:
+    agent = client(fake)
+    agent.prepare()
+    fake.faults[FREEZE] = ["hostile"]
+    with pytest.raises(NotFrozen) as caught:
+        agent.freeze()
+    assert str(caught.value) == r"the guest agent says: \ud800 \x1b[2J"
+    agent.close()
+
+
+def test_no_guest_has_so_many_file_systems(fake: FakeAgent) -> None:
+    agent = client(fake)
+    agent.prepare()
+    fake.faults[FREEZE] = ["many"]
+    with pytest.raises(NotFrozen, match="answers 9+ to guest-fsfreeze-freeze"):
+        agent.freeze()
+    agent.thaw()
+    agent.close()
+
+
 def test_a_late_answer_is_no_answer_to_the_next_question(fake: FakeAgent) -> None:
     agent = client(fake)
     agent.prepare()

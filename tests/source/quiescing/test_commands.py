@@ -46,6 +46,11 @@ def test_a_failure_says_what_was_said_last() -> None:
     assert commands.thaw() == "the freeze-command failed"
 
 
+def test_what_a_guest_has_them_say_drives_no_terminal() -> None:
+    with pytest.raises(NotFrozen, match=r"exited 3: \\x1b\[2J$"):
+        shell("printf '\\033[2J'; exit 3").freeze()
+
+
 def test_killed_by_somebody() -> None:
     with pytest.raises(NotFrozen, match="was killed by signal 9"):
         shell("kill -9 $$").freeze()
