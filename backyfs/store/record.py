@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 from blake3 import blake3
 
 from backyfs.errors import Corrupt, Unsupported
+from backyfs.log import one_line
 from backyfs.model import Consistency, Partition, Quiescing, Trust
 
 FORMAT = 1
@@ -187,7 +188,7 @@ class Record:
         try:
             return _record(value)
         except _GARBLED as exc:
-            raise Corrupt(f"{what} lacks or garbles a field: {exc}") from exc
+            raise Corrupt(f"{what} lacks or garbles a field: {one_line(str(exc))}") from exc
 
 
 def _disk_value(disk: DiskRecord) -> dict[str, Any]:
@@ -200,6 +201,7 @@ def _disk_value(disk: DiskRecord) -> dict[str, Any]:
 # that wrote nonsense, and one such record must not be in the way of all others.
 
 _GARBLED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
+_NAME_BYTES_MAX = 255
 _NUMBER_END = 2**63
 """Numbers are below it: the system has no larger ones for sizes and offsets."""
 
@@ -278,8 +280,17 @@ def _record(value: Mapping[str, Any]) -> Record:
     )
 
 
+def _can_be_shown(tag: object) -> bool:
+    """Whether a tag can be the name of a directory in the mount, and be printed on a terminal."""
+    fits = isinstance(tag, str) and tag.isprintable() and "/" not in tag
+    return fits and tag not in ("", ".", "..") and len(str(tag).encode()) <= _NAME_BYTES_MAX
+
+
 def _tags(value: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(map(sys.intern, _of_type(value["tags"], list)))
+    tags = _of_type(value["tags"], list)
+    if not all(map(_can_be_shown, tags)):
+        raise ValueError(f"tags are {tags!r:.80}")
+    return tuple(map(sys.intern, tags))
 
 
 def _quiescing(value: Mapping[str, Any]) -> Quiescing:
@@ -345,4 +356,4 @@ class State:
                 )
             )
         except _GARBLED as exc:
-            raise Corrupt(f"{what} lacks or garbles a field: {exc}") from exc
+            raise Corrupt(f"{what} lacks or garbles a field: {one_line(str(exc))}") from exc

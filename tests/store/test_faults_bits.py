@@ -69,6 +69,7 @@ LIES: list[tuple[tuple[str | int, ...], object]] = [
     (("parent",), 5),
     (("reason",), None),
     (("tags",), "daily"),
+    *((("tags",), ["daily", lie]) for lie in (5, "", "..", "a/b", "z" * 256, "\x1b[2J")),
     (("stats",), []),
     (("stats", "read"), "many"),
     (("stats", "seconds"), "long"),
@@ -111,6 +112,14 @@ def test_a_record_whose_checksum_holds_but_that_makes_no_sense(
         repository.record(revision_id(3))
 
 
+def test_what_is_said_of_a_record_drives_no_terminal(history: History) -> None:
+    value = unsealed(history.open().layout.record(revision_id(3)).read_bytes(), "it")
+    value["disks"][0]["partitions"] = [SLICE | {"\x1b[2J": 1}]
+    with pytest.raises(Corrupt, match="lacks or garbles a field") as caught:
+        Record.decode(sealed(value), "it")
+    assert str(caught.value).isprintable()
+
+
 def test_a_record_with_two_disks_of_one_name(history: History) -> None:
     """Else one of them would be hidden, and its files nobody's."""
     value = unsealed(history.open().layout.record(revision_id(3)).read_bytes(), "it")
@@ -120,7 +129,13 @@ def test_a_record_with_two_disks_of_one_name(history: History) -> None:
 
 @pytest.mark.parametrize(
     ("key", "lie"),
-    [("tags", "daily"), ("why", 5), ("lasting", "no"), ("verified_at", "0001-01-01T00:00+14:00")],
+    [
+        ("tags", "daily"),
+        ("tags", ["a/b"]),
+        ("why", 5),
+        ("lasting", "no"),
+        ("verified_at", "0001-01-01T00:00+14:00"),
+    ],
 )
 def test_a_state_whose_checksum_holds_but_that_makes_no_sense(key: str, lie: object) -> None:
     value = unsealed(State(("daily",), Trust.TRUSTED).encode(), "it")
