@@ -95,7 +95,7 @@ def thaw_noted(note: Note, plan: Plan) -> None:
     """Thaw as `plan` says, and remove the note. NotFrozen, OSError."""
     steps = Steps(plan.quiescers())
     try:
-        steps.thaw_all(plan.thaw_s)
+        steps.thaw_all(min(THAW_S, plan.thaw_s))
         log.warning("thawed a guest that was left frozen", {"revision": plan.revision or "-"})
         note.remove()
     finally:

@@ -16,6 +16,9 @@ from backyfs.source.quiescing.contract import Quiescer
 THAW_S = 120.0
 """How long thawing is tried, in seconds: an agent that is just freezing answers only afterwards."""
 
+_SECONDS_MAX = 24 * 3600.0
+"""Who reads a note waits no longer, whatever it says."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -67,6 +70,11 @@ class Plan:
                 Consistency(told.pop("consistency")),
                 **told,
             )
-            return cls(str(value.pop("vm")), Path(value.pop("directory")), quiesce, **value)
+            plan = cls(str(value.pop("vm")), Path(value.pop("directory")), quiesce, **value)
         except (KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise ValueError(f"no plan: {exc}") from exc
+        limits = quiesce.freeze_timeout_s, quiesce.frozen_limit_s
+        for seconds in (plan.thaw_s, plan.answer_s, *limits):
+            if type(seconds) not in (int, float) or not 0 <= seconds <= _SECONDS_MAX:
+                raise ValueError(f"no plan: it is to wait {seconds!r:.40} seconds")
+        return plan
