@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 import click
 
 from backyfs.cli import options, output
 from backyfs.cli.session import Session, make_way
+from backyfs.errors import ConfigError
 from backyfs.model import vm_name
 from backyfs.store.repository import Repository, is_repository
 
@@ -54,7 +57,7 @@ def command(
         for record in missing(origin.revisions(), there):
             _print("would_copy", record.id, as_json)
         return
-    copied_to = Repository.open(target) if exists else _made(origin, target, store)
+    copied_to = Repository.open(target) if exists else _made(_config(origin), target, store)
     with session.logging(copied_to), showing(session, progress, as_json=as_json) as shown:
         result = run(copy, origin, copied_to, wait_s=wait_s, progress=shown)
     for revision in result.copied:
@@ -64,17 +67,36 @@ def command(
         output.line(f"{len(result.copied)} copied, {present} present, to {copied_to.path}")
 
 
-def _made(origin: Repository, target: Path, store: str) -> Repository:
+def _config(origin: Repository) -> bytes | None:
+    """The file `config`, if there is one. ConfigError for commands that may be a stranger's: the
+    copy would be ours, and they would be run.
+    """
+    from backyfs.config.job import SIZE_MAX, parse_job
+    from backyfs.source.quiescing.leftover import refuse_foreign
+
+    path = origin.path / "config"
+    if not path.is_file():
+        return None
+    with open(path, "rb") as stream:
+        data, owner = stream.read(SIZE_MAX), os.fstat(stream.fileno())
+    quiesce = None
+    with contextlib.suppress(ConfigError, UnicodeDecodeError):  # nobody can run it
+        quiesce = parse_job(data.decode(), str(path)).quiesce
+    if quiesce is not None and quiesce.freeze_command:
+        refuse_foreign(path, owner)
+    return data
+
+
+def _made(config: bytes | None, target: Path, store: str) -> Repository:
     """A new repository at `target` with the job of the original."""
     directory = target.resolve()
     vm_name(directory.name)
     make_way(directory)
     made = Repository.create(target, store)
-    config = origin.path / "config"
-    if config.exists():
+    if config is not None:
         from backyfs.store.fs import publish
 
-        publish(made.path / "config", config.read_bytes())
+        publish(made.path / "config", config)
     return made
 
 

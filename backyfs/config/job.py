@@ -79,7 +79,15 @@ def read_job(path: Path) -> Job:
     with contextlib.suppress(OSError):  # reading it says why
         if path.is_fifo():  # to open it would wait for somebody who writes
             raise ConfigError(f"cannot read {path}: it is not a file")
-    document = load(path, bytes_max=SIZE_MAX, what="job", hint=hint)
+    return _job(load(path, bytes_max=SIZE_MAX, what="job", hint=hint))
+
+
+def parse_job(text: str, name: str) -> Job:
+    """The job in `text`, that of the file `name`; ConfigError."""
+    return _job(Document(text, name))
+
+
+def _job(document: Document) -> Job:
     keys = document.mapping(document.root, "the file", _KEYS)
     job = job_of(document, document.root, keys, BUILT_IN)
     secrets = document.plain(keys["secrets"]) if "secrets" in keys else []

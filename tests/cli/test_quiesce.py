@@ -172,6 +172,17 @@ def test_commands_of_the_operator(vm: Vm, fake: FakeAgent, tmp_path: Path) -> No
     assert "has commands to run" in refused("-b", vm.directory, "backup", "daily", code=2)
 
 
+def test_a_copy_makes_no_strangers_commands_ours(vm: Vm, tmp_path: Path) -> None:
+    configure(vm.directory, freeze_command="true", thaw_command="true")
+    os.chmod(vm.directory / "config", 0o666)
+    assert "has commands to run" in refused("copy", vm.directory, tmp_path / "copy", code=2)
+    assert not (tmp_path / "copy").exists()
+    os.chmod(vm.directory / "config", 0o640)
+    backyfs("copy", vm.directory, tmp_path / "copy")
+    config = (vm.directory / "config").read_text()
+    assert (tmp_path / "copy/config").read_text() == config
+
+
 def freezing(vm: Vm) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [PROGRAM, "-b", vm.directory, "backup", "daily"],

@@ -104,10 +104,12 @@ def thaw_noted(note: Note, plan: Plan) -> None:
 
 
 def refuse_foreign(path: Path, owner: os.stat_result) -> None:
-    """ConfigError unless only we and root could have written commands into the file."""
-    if owner.st_uid in (0, os.geteuid()) and not owner.st_mode & 0o002:
-        return
-    raise ConfigError(
-        f"{path} has commands to run, but others than you and root may have written them",
-        hint=f"look at it, then: chown $(id -u) {path}; chmod o-w {path}",
-    )
+    """ConfigError unless only we and root could have written commands into the file, which belongs
+    to `owner`, or put another one in its place.
+    """
+    for which, status in ((path, owner), (path.parent, os.stat(path.parent))):
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o002:
+            raise ConfigError(
+                f"{path} has commands to run, but others than you and root may have written them",
+                hint=f"look at it, then: chown $(id -u) {which}; chmod o-w {which}",
+            )

@@ -379,9 +379,32 @@ def test_commands_in_a_note_of_somebody_else_are_not_run(plan: Plan, tmp_path: P
     assert run.exists()
 
 
+def test_commands_in_a_directory_of_somebody_else_are_not_run(plan: Plan, tmp_path: Path) -> None:
+    """He would put his own file in place of ours between two looks."""
+    run = tmp_path / "run"
+    note.place(plan.directory).write_bytes(with_commands(plan, "true", f"touch {run}").encode())
+    mode = plan.directory.stat().st_mode
+    plan.directory.chmod(mode | 0o002)
+    with pytest.raises(ConfigError, match="others than you") as caught:
+        leftover.thaw_leftover(plan.directory)
+    assert f"chmod o-w {plan.directory}" in caught.value.hint
+    assert not run.exists()
+    plan.directory.chmod(mode)
+    assert leftover.thaw_leftover(plan.directory)
+
+
 def test_a_note_can_be_forgotten(plan: Plan, fake: FakeAgent) -> None:
     assert not leftover.forget(plan.directory)
     note.place(plan.directory).write_bytes(plan.encode())
     assert leftover.forget(plan.directory)
     assert THAW not in fake.calls
     assert not note.place(plan.directory).exists()
+
+
+@pytest.mark.parametrize("key", ["thaw_s", "answer_s"])
+@pytest.mark.parametrize("lie", ["x", -1, 1e300, float("nan"), True])
+def test_a_note_does_not_say_how_long_we_hang(plan: Plan, key: str, lie: object) -> None:
+    value = json.loads(plan.encode()) | {key: lie}
+    note.place(plan.directory).write_text(json.dumps(value) + "\n")
+    with pytest.raises(SourceUnavailable, match="cannot be understood: no plan"):
+        leftover.thaw_leftover(plan.directory)
