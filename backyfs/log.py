@@ -274,6 +274,8 @@ class _File(logging.Handler):
             self._fd = None
         if self._fd is None:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            if self._only_vm is not None:  # its directory may have been filled by somebody else
+                flags |= os.O_NOFOLLOW
             self._fd = os.open(self._path, flags, _MODE)
         return self._fd
 

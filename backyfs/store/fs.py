@@ -309,10 +309,24 @@ def is_named(path: Path) -> bool:
     return True
 
 
-def open_file(path: Path) -> int:
-    """A descriptor to read the file. An error of the medium if something else has its name."""
+def open_unlinked(path: Path, flags: int) -> int:
+    """A descriptor of what has this name itself, new with mode 0640.
+
+    Whoever filled the directory may have put a symbolic link there, to what is not ours to read or
+    to write: that is an error of the medium.
+    """
+    try:
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            exc.strerror = "it is a symbolic link"
+        raise
+
+
+def open_file(path: Path, access: int = os.O_RDONLY) -> int:
+    """A descriptor of the file. An error of the medium if something else has its name."""
     # Not waiting makes no difference for files, but for a FIFO.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = open_unlinked(path, access | os.O_NONBLOCK)
     try:
         _require_file(os.fstat(fd), path)
     except BaseException:
@@ -323,11 +337,11 @@ def open_file(path: Path) -> int:
 
 def read_file(path: Path) -> bytes:
     """The whole of a small file. An error of the medium if it is none, or impossibly large."""
-    status = os.stat(path)
-    _require_file(status, path)
-    if status.st_size > SMALL_MAX:
-        raise OSError(errno.EFBIG, f"impossible size of {status.st_size} bytes", str(path))
-    return path.read_bytes()
+    with open(open_file(path), "rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > SMALL_MAX:
+            raise OSError(errno.EFBIG, f"impossible size of {size} bytes", str(path))
+        return stream.read()
 
 
 def _require_file(status: os.stat_result, path: Path) -> None:

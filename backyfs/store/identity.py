@@ -22,6 +22,9 @@ HINT_LOST = (
 )
 
 
+_DIRECTORIES = ("revisions", "packs", "quarantine", "reports", "usage")
+
+
 class Identity(NamedTuple):
     """The unchanging facts of a repository. `writable` is False with an unknown ro_compat."""
 
@@ -58,6 +61,7 @@ def read_identity(path: Path) -> Identity:
     except Corrupt as exc:
         raise Corrupt(exc.reason, hint=HINT_LOST) from exc
     _refuse_unknown(value, path)
+    _refuse_links(path.parent)
     try:
         features = value["features"]
         return Identity(
@@ -79,6 +83,20 @@ def _read(path: Path) -> bytes:
         if not is_medium_error(exc):
             raise
         raise Corrupt(f"{path} cannot be read: {exc.strerror}") from exc
+
+
+def _refuse_links(directory: Path) -> None:
+    """Corrupt where a directory of the repository is a symbolic link.
+
+    It would lead to files of another VM, or of nobody's business here; gc would remove them.
+    """
+    for path in (directory / name for name in _DIRECTORIES):
+        if path.is_symlink():
+            raise Corrupt(
+                f"{path} is a symbolic link",
+                hint="see where it leads: it may belong to another VM. If it is yours, make a"
+                " directory in its place: move the data there, or mount --bind it",
+            )
 
 
 def _refuse_unknown(value: Mapping[str, Any], path: Path) -> None:

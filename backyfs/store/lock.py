@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from backyfs.errors import Busy, Corrupt
-from backyfs.store.fs import SYSTEM, Fs, is_medium_error, open_file, read_file
+from backyfs.store.fs import SYSTEM, Fs, is_medium_error, open_file, open_unlinked, read_file
 from backyfs.store.record import parse_time, sealed, timestamp, unsealed
 
 _POLL_S = 0.01
@@ -33,7 +33,7 @@ _AGAIN = "try again when it has ended"
 @contextlib.contextmanager
 def exclusive(path: Path, wait_s: float, busy: str, *, hint: str = _AGAIN) -> Iterator[int]:
     """Hold the exclusive lock of `path`; yields its descriptor. Busy after `wait_s` seconds."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    fd = open_unlinked(path, os.O_RDWR | os.O_CREAT)
     try:
         try:
             _take(fd, fcntl.LOCK_EX, wait_s, busy, hint)

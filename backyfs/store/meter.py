@@ -24,7 +24,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from backyfs.store.fs import read_file
+from backyfs.store.fs import open_unlinked, read_file
 from backyfs.store.record import parse_time, timestamp
 
 log = logging.getLogger(__name__)
@@ -77,8 +77,7 @@ class Meter:
     @contextlib.contextmanager
     def _appending(self, time: datetime) -> Iterator[int]:
         path = max([self._directory / f"{_month(time)}{_SUFFIX}", *self._files()[-1:]])
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        fd = os.open(path, flags, 0o640)
+        fd = open_unlinked(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield fd

@@ -413,6 +413,22 @@ def test_older_images_are_healed_where_only_they_are_hit(repository: Repository)
     assert made.record.disks["disk"].files == second.disks["disk"].files
 
 
+def test_nothing_is_read_or_healed_behind_a_link(repository: Repository) -> None:
+    """Who fills a directory and owns the guest would write what he likes, where he likes."""
+    content = image_of(2, 4)
+    record = back_up(repository, content).record
+    flip(image_path(repository, record), 5)
+    assert check(repository, record) == [0]
+    outside = repository.path.parent / "outside"
+    outside.write_bytes(noise(len(content), seed=9))
+    image_path(repository, record).unlink()
+    image_path(repository, record).symlink_to(outside)
+    with pytest.raises(Corrupt, match="it is a symbolic link"):
+        repository.open_disk(record, "disk", check=False)
+    back_up(repository, content, record, content)
+    assert outside.read_bytes() == noise(len(content), seed=9)
+
+
 def test_healing_a_short_last_frame_and_a_hole(repository: Repository) -> None:
     content = image_of(2, 0, tail=noise(777))
     record = back_up(repository, content).record

@@ -21,7 +21,7 @@ from backyfs.store.cow.image import CowImage
 from backyfs.store.cow.table import hash_at
 from backyfs.store.digest import FAN_OUT, HASH, frame_count
 from backyfs.store.format import Place
-from backyfs.store.fs import forget_pages, read_exactly, read_file
+from backyfs.store.fs import forget_pages, open_file, read_exactly, read_file
 from backyfs.store.layout import RECORD_SUFFIX
 from backyfs.store.quarantine import WHOLE
 from backyfs.store.record import DiskRecord, Record
@@ -150,7 +150,7 @@ def _entry_is(image: CowImage, number: int, recorded: bytes) -> bool:
 
 @contextlib.contextmanager
 def _writable(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    fd = open_file(path, os.O_RDWR)
     try:
         yield fd
     finally:

@@ -21,6 +21,7 @@ from backyfs.extents import merged
 from backyfs.model import Extent
 from backyfs.store import space
 from backyfs.store.format import GcReport, Place
+from backyfs.store.fs import open_file
 from backyfs.store.packs import codec
 from backyfs.store.packs.extents import ExtentMap
 from backyfs.store.packs.library import MERGED_PREFIX, PACK_SUFFIX
@@ -251,7 +252,7 @@ class Collector:
         return freed
 
     def _punch_out(self, path: Path, ranges: Iterable[tuple[int, int]]) -> int:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = open_file(path, os.O_RDWR)
         try:
             before = os.fstat(fd).st_blocks
             for start, end in ranges:
