@@ -373,6 +373,19 @@ def test_others(base: Path, public: Path, allowed: bool) -> None:
         assert allowed or "Permission denied" in done.stderr
 
 
+def test_others_get_no_scratch_view(base: Path, public: Path, tmp_path: Path) -> None:
+    """They may read the image, but not what the operator writes, and write nothing."""
+    point = public / "mnt"
+    with mounted(base, point, allow_other=True, scratch=tmp_path):
+        view = image(point).with_name("disk.rw.img")
+        with open(view, "r+b") as stream:
+            stream.write(b"a secret of the operator")
+        assert "Permission denied" in as_nobody("head", "-c", 24, view).stderr
+        written = as_nobody("dd", "if=/dev/zero", f"of={view}", "count=1", "conv=notrunc")
+        assert "Permission denied" in written.stderr
+        assert as_nobody("sha256sum", image(point)).returncode == 0
+
+
 def test_the_mount_of_another_user_stays(base: Path, public: Path) -> None:
     point = public / "mnt"
     if as_nobody(sys.executable, "-c", "import backyfs.cli.main").returncode:

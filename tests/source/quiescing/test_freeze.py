@@ -22,6 +22,7 @@ from backyfs.source.quiescing import freeze as freezing
 from backyfs.source.quiescing import leftover, note
 from backyfs.source.quiescing.freeze import Freeze
 from backyfs.source.quiescing.plan import Plan
+from tests.parts import require
 from tests.source.quiescing.fake import FakeAgent
 
 PATIENCE_S = 60.0
@@ -377,6 +378,19 @@ def test_commands_in_a_note_of_somebody_else_are_not_run(plan: Plan, tmp_path: P
     place.chmod(0o640)
     assert leftover.thaw_leftover(plan.directory)
     assert run.exists()
+
+
+def test_commands_of_another_user_are_not_run(plan: Plan, tmp_path: Path) -> None:
+    require("root")
+    run = tmp_path / "run"
+    place = note.place(plan.directory)
+    place.write_bytes(with_commands(plan, "true", f"touch {run}").encode())
+    for path in (place, plan.directory):
+        os.chown(path, 65534, -1)
+        with pytest.raises(ConfigError, match="others than you"):
+            leftover.thaw_leftover(plan.directory)
+        os.chown(path, 0, -1)
+    assert not run.exists()
 
 
 def test_commands_in_a_directory_of_somebody_else_are_not_run(plan: Plan, tmp_path: Path) -> None:
