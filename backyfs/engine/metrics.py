@@ -8,6 +8,7 @@ only by who writes metrics.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from prometheus_client.registry import Collector
 from backyfs import __version__
 from backyfs.engine.health import Severity
 from backyfs.errors import TargetError
-from backyfs.store.fs import refuse_special
+from backyfs.store.fs import open_file, refuse_special
 from backyfs.store.meter import Meter
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ def write_metrics(path: Path, check: Check) -> None:
     try:
         refuse_special(path)
         write_to_textfile(str(path), registry)
-        path.chmod(0o644)  # node_exporter is another user
+        # node_exporter is another user, who may be able to put a link there meanwhile.
+        with open(open_file(path), "rb") as stream:
+            os.fchmod(stream.fileno(), 0o644)
     except OSError as exc:
         raise TargetError(f"cannot write metrics to {path}: {exc.strerror}") from exc
 

@@ -102,7 +102,9 @@ def _replace(path: Path, text: str, mode: int) -> None:
     refuse_special(path)
     tmp = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.tmp")
     try:
-        with open(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as stream:
+        # The name can be foretold: in a directory of all it must not lead elsewhere.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        with open(os.open(tmp, flags, mode), "wb") as stream:
             with contextlib.suppress(PermissionError):  # a file system that has no modes
                 os.fchmod(stream.fileno(), mode)
             stream.write(text.encode())  # UTF-8, whatever the locale has
