@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
@@ -16,7 +17,7 @@ from backyfs.errors import Corrupt, Unsupported
 from backyfs.store.digest import HASH
 from backyfs.store.header import Header
 from backyfs.store.packs import codec
-from backyfs.store.packs.packfile import PAGE, PackFile, Segment
+from backyfs.store.packs.packfile import PAGE, PackFile, Pages, Segment
 from backyfs.store.packs.table import (
     ENTRY,
     NO_BASE,
@@ -242,3 +243,18 @@ def test_bytes_beyond_the_end_are_none(tmp_path: Path, offset: int) -> None:
     pack, _ = segments(write_pack(tmp_path / "x.pack", [segment("one", 3, ["one"])], ["one"], b""))
     assert pack.pread(100, offset) == b""
     pack.close()
+
+
+@pytest.mark.parametrize("size", [60, 600, 60_000])
+def test_cached_pages_take_no_more_memory_than_they_may(size: int) -> None:
+    tracemalloc.start()
+    try:
+        pages = Pages(1 << 20)
+        for number in range(30_000):
+            pages.put((number, number % 3), bytes(size))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 1 << 19 < kept < 5 << 18
+    assert pages.get((29_999, 29_999 % 3)) == bytes(size)
+    assert pages.get((0, 0)) is None

@@ -37,12 +37,14 @@ _BASE_LOW = 16
 PAGE = 1024
 """Table entries that are read and cached together."""
 TABLE_CACHE_BYTES_MAX = 32 << 20
+_PAGE_OVERHEAD = 272
+"""What Python takes for a page besides its bytes; those of small packs have few of them."""
 _SCAN_BYTES = 1 << 20
 _serial = itertools.count()
 
 
-class _Pages:
-    """An LRU of table pages for the whole process, bounded in bytes."""
+class Pages:
+    """An LRU of table pages for the whole process, bounded in bytes of memory."""
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max, self._bytes = bytes_max, 0
@@ -60,13 +62,13 @@ class _Pages:
         with self._lock:
             if key not in self._pages:
                 self._pages[key] = page
-                self._bytes += len(page)
+                self._bytes += len(page) + _PAGE_OVERHEAD
             while self._bytes > self.bytes_max:
                 _, old = self._pages.popitem(last=False)
-                self._bytes -= len(old)
+                self._bytes -= len(old) + _PAGE_OVERHEAD
 
 
-_pages = _Pages(TABLE_CACHE_BYTES_MAX)
+_pages = Pages(TABLE_CACHE_BYTES_MAX)
 
 
 def bound_tables(bytes_max: int) -> None:
