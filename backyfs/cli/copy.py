@@ -78,7 +78,9 @@ def _config(origin: Repository) -> bytes | None:
     if not path.is_file():
         return None
     with open(path, "rb") as stream:
-        data, owner = stream.read(SIZE_MAX), os.fstat(stream.fileno())
+        data, owner = stream.read(SIZE_MAX + 1), os.fstat(stream.fileno())
+    if len(data) > SIZE_MAX:
+        raise ConfigError(f"{path} has more than {SIZE_MAX} bytes: that is no job")
     quiesce = None
     with contextlib.suppress(ConfigError, UnicodeDecodeError):  # nobody can run it
         quiesce = parse_job(data.decode(), str(path)).quiesce

@@ -156,6 +156,13 @@ def test_a_source_device_that_has_no_medium(vm: Vm, tmp_path: Path) -> None:
     assert vm.ids == ids
 
 
+def test_a_copy_of_a_config_that_is_none(vm: Vm, tmp_path: Path) -> None:
+    config = vm.directory / "config"
+    config.write_text(config.read_text() + "#" * (1 << 20))
+    assert f"{config} has more than" in refused("copy", vm.directory, tmp_path / "web01", code=2)
+    assert not (tmp_path / "web01").exists()
+
+
 def test_a_source_file_that_was_emptied(vm: Vm) -> None:
     ids = vm.ids
     os.truncate(vm.image, 0)
