@@ -25,6 +25,7 @@ journald wants it (`<6>`) and without what the journal knows by itself, the time
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -273,11 +274,19 @@ class _File(logging.Handler):
             os.close(self._fd)
             self._fd = None
         if self._fd is None:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            if self._only_vm is not None:  # its directory may have been filled by somebody else
-                flags |= os.O_NOFOLLOW
-            self._fd = os.open(self._path, flags, _MODE)
+            self._fd = self._opened()
         return self._fd
+
+    def _opened(self) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        if self._only_vm is not None:  # its directory may have been filled by somebody else
+            flags |= os.O_NOFOLLOW
+        try:
+            return os.open(self._path, flags, _MODE)
+        except OSError as exc:
+            if exc.errno == errno.ELOOP:
+                exc.strerror = "it is a symbolic link"
+            raise
 
     def _is_current(self, fd: int) -> bool:
         try:

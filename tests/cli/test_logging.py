@@ -115,3 +115,12 @@ def test_a_log_that_cannot_be_written_is_told_as_other_warnings(vm: Vm) -> None:
     assert done.json["vm"] == "web01"
     done = backyfs("-q", "-b", vm.directory, "backup", "manual:x")
     assert done.err == f"backyfs: warning: web01: cannot log to {log}: Is a directory\n"
+
+
+def test_a_log_that_leads_elsewhere_is_not_written(vm: Vm, tmp_path: Path) -> None:
+    log, other = vm.directory / "backy.log", tmp_path / "other"
+    log.unlink()
+    log.symlink_to(other)
+    done = backyfs("-b", vm.directory, "backup", "manual:x")
+    assert done.err == f"backyfs: warning: web01: cannot log to {log}: it is a symbolic link\n"
+    assert not other.exists()
