@@ -8,6 +8,7 @@ import resource
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,20 +80,25 @@ def test_too_many_open_files(history: History, what: str) -> None:
         assert copy.open().state(copy.open().record(revision_id(2))).tags == ("manual:x",)
 
 
+def without_descriptors(victim: Path) -> Callable[..., int]:
+    """An open(2) for which there is no descriptor left when it is about `victim`."""
+    really_open = os.open
+
+    def failing(path: Path | str, *arguments: Any, **more: Any) -> int:
+        if Path(path) == victim:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return really_open(path, *arguments, **more)
+
+    return failing
+
+
 def test_a_record_that_could_not_be_read_for_a_moment(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = history.open()
     victim = repository.layout.record(revision_id(3))
-    read_bytes = Path.read_bytes
-
-    def failing(path: Path) -> bytes:
-        if path == victim:
-            raise OSError(errno.EMFILE, "Too many open files")
-        return read_bytes(path)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", failing)
+        patch.setattr(os, "open", without_descriptors(victim))
         assert [*repository.unreadable()] == [revision_id(3)]
         with pytest.raises(Corrupt, match="Too many open files"):
             repository.record(revision_id(3))
@@ -106,15 +112,8 @@ def test_tags_that_could_not_be_read_are_not_replaced(
     repository = history.open()
     repository.update_state(revision_id(3), lambda state: replace(state, tags=("manual:keep",)))
     victim = repository.layout.state(revision_id(3))
-    read_bytes = Path.read_bytes
-
-    def failing(path: Path) -> bytes:
-        if path == victim:
-            raise OSError(errno.EMFILE, "Too many open files")
-        return read_bytes(path)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", failing)
+        patch.setattr(os, "open", without_descriptors(victim))
         with pytest.raises(OSError, match="Too many"):
             repository.update_state(revision_id(3), lambda state: replace(state, why="x"))
     assert repository.state(repository.record(revision_id(3))).tags == ("manual:keep",)
