@@ -16,7 +16,9 @@ from backyfs.cli.completing import complete_disk
 from backyfs.cli.session import Session
 from backyfs.errors import BackyfsError, Corrupt, UsageError
 from backyfs.model import Extent
+from backyfs.restore.decoding import decoding
 from backyfs.restore.place import check, opened, overwrites
+from backyfs.restore.reading import Room
 from backyfs.restore.target import Rewritable, Target
 from backyfs.restore.transfer import Report, damaged, restore
 from backyfs.store.contract import StoredImage
@@ -118,6 +120,7 @@ def command(
     with (
         session.logging(repository),
         contextlib.closing(repository.open_disk(record, name)) as image,
+        decoding(image, target) as room,
         _advancing(session, False if as_json else progress) as advance,
     ):
         if check_first:
@@ -125,7 +128,7 @@ def command(
         with opened(
             target, size, store=repository.path, force=force, keep=delta, ceph=ceph
         ) as place:
-            report = _fill(image, place, delta=delta, salvage=salvage, advance=advance)
+            report = _fill(image, place, room, delta=delta, salvage=salvage, advance=advance)
     _report(session, record, name, target, report, time.monotonic() - started, as_json)
     return 12 if report.bad else 0
 
@@ -152,7 +155,13 @@ def _cluster_of_job(job: Job) -> Settings | None:
 
 
 def _fill(
-    image: StoredImage, place: Target, *, delta: bool, salvage: bool, advance: Advancing
+    image: StoredImage,
+    place: Target,
+    room: Room,
+    *,
+    delta: bool,
+    salvage: bool,
+    advance: Advancing,
 ) -> Report | DeltaReport:
     """All of the image, or with `delta` what differs; a new target has nothing to compare with."""
     if delta and isinstance(place, Rewritable):
@@ -161,7 +170,8 @@ def _fill(
         where = candidates(image, place)
         told = advance("comparing", where)
         return update(image, place, where, salvage=salvage, advance=told)
-    return restore(image, place, salvage=salvage, advance=advance("restoring", image.extents()))
+    told = advance("restoring", image.extents())
+    return restore(image, place, salvage=salvage, advance=told, room=room)
 
 
 def _preview(record: Record, disk: str, target: str, replaces: bool, as_json: bool) -> None:

@@ -57,11 +57,20 @@ def length_of(extents: Sequence[Extent]) -> int:
     return sum(extent.length for extent in extents)
 
 
+Room = Callable[[int], memoryview]
+"""Makes so many bytes of memory, which begin at a page's start."""
+
+
+def anonymous(length: int) -> memoryview:
+    """Memory of this process."""
+    return memoryview(mmap.mmap(-1, length))
+
+
 class Buffers:
     """Memory for batches, used again and again; each begins at a page's start."""
 
-    def __init__(self, length: int = BATCH) -> None:
-        self._length = length
+    def __init__(self, length: int = BATCH, room: Room = anonymous) -> None:
+        self._length, self._room = length, room
         self._free: deque[memoryview] = deque()
 
     def take(self) -> memoryview:
@@ -69,7 +78,7 @@ class Buffers:
         try:
             return self._free.pop()
         except IndexError:
-            return memoryview(mmap.mmap(-1, self._length))
+            return self._room(self._length)
 
     def give(self, buffer: memoryview) -> None:
         """Take a buffer back."""

@@ -20,6 +20,8 @@ from backyfs.restore.reading import (
     Batch,
     Buffers,
     Reader,
+    Room,
+    anonymous,
     batches,
     ignore,
     in_order,
@@ -48,18 +50,20 @@ def restore(
     *,
     salvage: bool = False,
     advance: Advance = ignore,
+    room: Room = anonymous,
 ) -> Report:
     """Write all of `image` to `target` and finish it. Corrupt, NoSpace, OSError.
 
-    With `salvage` damaged frames become zeros and are listed in the report. `advance` is told
-    the bytes of data done since the last call, in the caller's thread.
+    With `salvage` damaged frames become zeros and are listed in the report. `room`: what to read
+    into (decoding.py). `advance` is told the bytes of data done since the last call, in the
+    caller's thread.
     """
     keep_freed_blocks()
     reader = Reader(image, salvage)
     if target.in_order:
-        _pour(reader, target, advance)
+        _pour(reader, target, advance, Buffers(room=room))
     else:
-        _scatter(reader, target, advance)
+        _scatter(reader, target, advance, Buffers(target.batch_bytes, room))
     target.finish()
     return Report(image.size, image.data, tuple(merged(reader.bad)))
 
@@ -81,9 +85,7 @@ def damaged(image: StoredImage, *, advance: Advance = ignore) -> list[Extent]:
     return list(merged(bad))
 
 
-def _pour(reader: Reader, target: Target, advance: Advance) -> None:
-    buffers = Buffers()
-
+def _pour(reader: Reader, target: Target, advance: Advance, buffers: Buffers) -> None:
     def read(batch: Batch) -> tuple[memoryview, list[tuple[Extent, memoryview]]]:
         buffer = buffers.take()
         return buffer, [(extent, reader.read(extent, buffer)) for extent in batch]
@@ -102,9 +104,7 @@ def _pour(reader: Reader, target: Target, advance: Advance) -> None:
         target.zero(position, reader.image.size - position)
 
 
-def _scatter(reader: Reader, target: Target, advance: Advance) -> None:
-    buffers = Buffers(target.batch_bytes)
-
+def _scatter(reader: Reader, target: Target, advance: Advance, buffers: Buffers) -> None:
     def copy(batch: Batch) -> int:
         buffer = buffers.take()
         for extent in batch:

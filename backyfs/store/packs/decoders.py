@@ -54,15 +54,18 @@ REPLACED_S = 60.0
 
 
 @contextlib.contextmanager
-def decoders(kept_bytes: int = 0, count: int | None = None) -> Iterator[Decoders]:
+def decoders(
+    kept_bytes: int = 0, count: int | None = None, block_bytes: int = BLOCK_BYTES
+) -> Iterator[Decoders]:
     """Have processes decode for all libraries of this one; none where there is just one core.
 
     `kept_bytes`: how much of what they decode is kept, in memory that is shared with them.
+    `block_bytes`: the most that is asked for at once (whole pages).
     Enter it while the process has one thread, and leave it when nobody reads any more.
     """
     if count is None:
         count = PROCESSES if len(os.sched_getaffinity(0)) > 1 else 0
-    found = Library.decoders = Decoders(count, kept_bytes)
+    found = Library.decoders = Decoders(count, kept_bytes, block_bytes)
     try:
         yield found
     finally:
@@ -73,12 +76,14 @@ def decoders(kept_bytes: int = 0, count: int | None = None) -> Iterator[Decoders
 class Decoders:
     """Some processes for all threads; who finds none free, or wants little, gets no help."""
 
-    def __init__(self, count: int = PROCESSES, kept_bytes: int = 0) -> None:
+    def __init__(
+        self, count: int = PROCESSES, kept_bytes: int = 0, block_bytes: int = BLOCK_BYTES
+    ) -> None:
         self._all: list[_Process] = []
         self._lost: list[_Process] = []
         self._replacing = threading.Lock()
         self._due = 0.0
-        self._rooms = _rooms(kept_bytes)
+        self._rooms = _rooms(kept_bytes, block_bytes)
         self._server: _ForkServer | None = None
         try:
             if count:
@@ -100,7 +105,7 @@ class Decoders:
         They are the caller's as long as anything refers to them.
         """
         # A short block would keep the rest of a room from all others.
-        much = length > BLOCK_BYTES // 2
+        much = length > self._rooms.room_bytes // 2
         taken = self._rooms.take(length) if much and self._all else None
         return memoryview(bytearray(length)) if taken is None else taken
 
@@ -172,13 +177,13 @@ class Decoders:
             self._server.end()
 
 
-def _rooms(kept_bytes: int) -> Rooms:
-    count = min(kept_bytes // BLOCK_BYTES + _SPARE_ROOMS, _ROOMS_MAX)
+def _rooms(kept_bytes: int, block_bytes: int) -> Rooms:
+    count = min(kept_bytes // block_bytes + _SPARE_ROOMS, _ROOMS_MAX)
     try:
-        return Rooms(count, BLOCK_BYTES)
+        return Rooms(count, block_bytes)
     except OSError as exc:  # a limit of this process, or a kernel that promises no more than it has
         log.warning("little memory to share with the processes that decode", {"why": exc})
-        return Rooms(1, BLOCK_BYTES)
+        return Rooms(1, block_bytes)
 
 
 class _Process:
