@@ -106,7 +106,7 @@ def _kept(path: Path, stack: contextlib.ExitStack) -> bool:
         if exc.errno != errno.EBADF:
             return True  # a file system without locks: readers have none either
     # NFS gives the exclusive lock only to those who may write.
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = open_file(path, os.O_RDWR)
     stack.callback(os.close, fd)
     return _try(fd, fcntl.LOCK_EX)
 
