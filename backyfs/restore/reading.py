@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TypeVar
 
+from backyfs import signals
 from backyfs.errors import Corrupt
 from backyfs.model import FRAME, Extent
 from backyfs.restore.target import BATCH_BYTES
@@ -127,8 +128,10 @@ def in_order(
     with ThreadPoolExecutor(threads, "restore") as pool:
         try:
             for item in items:
-                # What is logged in there is about the same VM.
-                pending.append(pool.submit(copy_context().run, function, item))
+                # None may come between a thread's start and the pool's knowing of it: nobody would
+                # wait for its end. What is logged in there is about the same VM.
+                with signals.held():
+                    pending.append(pool.submit(copy_context().run, function, item))
                 if len(pending) >= _AHEAD * threads:
                     yield pending.popleft().result()
             while pending:

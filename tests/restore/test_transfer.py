@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from backyfs.errors import Corrupt
 from backyfs.model import FRAME, Extent
 from backyfs.restore.place import opened
-from backyfs.restore.reading import BATCH, batches
+from backyfs.restore.reading import BATCH, batches, in_order
 from backyfs.restore.stream import Stream
 from backyfs.restore.transfer import Report, damaged, restore
 from tests.restore.memory import MemoryImage, images, made
@@ -206,3 +208,33 @@ def test_batches_cover_the_extents_within_windows(spans: list[tuple[int, int]]) 
     assert sum(e.length for b in made_batches for e in b) == sum(e.length for e in extents)
     for batch in made_batches:
         assert len({e.offset // BATCH for e in batch} | {(e.end - 1) // BATCH for e in batch}) == 1
+
+
+class Stop(BaseException):
+    """What a signal raises."""
+
+
+def stop(*_: object) -> None:
+    raise Stop
+
+
+def test_a_signal_while_a_thread_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the work, and the thread is waited for."""
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        started.append(thread)
+        start(thread)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", interrupted)
+            with pytest.raises(Stop), closing(in_order(time.sleep, [0.3] * 5)) as results:
+                list(results)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert started
+    assert not any(thread.is_alive() for thread in started)

@@ -83,6 +83,7 @@ class Decoders:
         self._lost: list[_Process] = []
         self._replacing = threading.Lock()
         self._due = 0.0
+        self._closed = False
         self._rooms = _rooms(kept_bytes, block_bytes)
         self._server: _ForkServer | None = None
         try:
@@ -136,6 +137,8 @@ class Decoders:
         try:
             done = process.ask(json.dumps((directory, position, length, parts)).encode())
         except (OSError, MemoryError) as exc:
+            if self._closed:
+                return False
             log.warning("a process that decoded is gone", {"pid": process.pid, "why": exc})
             self._lose(process)
             return False
@@ -169,6 +172,7 @@ class Decoders:
 
     def close(self) -> None:
         """End all of them."""
+        self._closed = True
         self._free.clear()
         for processes in (self._all, self._lost):
             while processes:
