@@ -31,6 +31,7 @@ BASE_MODULES = {
     "allocator",
     "cancelling",
     "ceph",
+    "descriptors",
     "errors",
     "extents",
     "interpreter",

@@ -28,10 +28,8 @@ Exit codes: docs/cli.md, `backyfs help exit-codes`.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
-import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +37,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from backyfs import __version__, signals
+from backyfs import __version__, descriptors, signals
 from backyfs.cli import failure, hints, options, streams
 from backyfs.cli.commands import COMMANDS
 from backyfs.cli.completing import complete_directory
@@ -47,9 +45,6 @@ from backyfs.cli.session import Session
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
-
-DESCRIPTORS = 1 << 16
-"""Open files that a command may need, and takes where it is allowed to."""
 
 
 class Program(click.Group):
@@ -159,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in args
     streams.prepare()
-    _allow_descriptors()
+    descriptors.allow(descriptors.COMMAND)
     try:
         failure.raise_on_signals()
         if "_BACKYFS_COMPLETE" in os.environ:
@@ -167,15 +162,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(args)
     except BaseException as error:
         return failure.report(error, as_json=as_json)
-
-
-def _allow_descriptors() -> None:
-    """A disk may lie in as many packs as there are revisions; most shells start with 1024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _run(args: list[str]) -> int:

@@ -12,7 +12,6 @@ import ctypes
 import gc
 import logging
 import os
-import resource
 import signal
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from backyfs import notify, signals
+from backyfs import descriptors, notify, signals
 from backyfs.allocator import keep_freed_blocks
 from backyfs.errors import TargetError
 from backyfs.mount.handlers import Handlers
@@ -95,9 +94,7 @@ def serve(options: Options, ready: Callable[[], None]) -> None:
 
 def _bound_resources() -> None:
     """Let the process use all descriptors it may have, and keep its memory together."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    descriptors.allow()
     # Freed frames go back to few heaps; with one per thread they would pile up.
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
     # Records make no cycles, but are a million objects to look through again and again.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from backyfs import notify, signals
+from backyfs import descriptors, notify, signals
 from backyfs.allocator import keep_freed_blocks
 from backyfs.errors import TargetError
 from backyfs.nbd.exports import Exports
@@ -77,7 +76,7 @@ def serve(options: Options, ready: Callable[[list[str]], None]) -> None:
         if not sockets:
             sockets = stack.enter_context(listening(options.endpoint))
         _warn_if_open(sockets, options.tls)
-        _allow_descriptors()
+        descriptors.allow()
         keep_freed_blocks()
         server = Server(Exports(catalog, images, scratch), tls=tls, limits=options.limits)
         trio.run(_serve, server, sockets, images, ready)
@@ -105,12 +104,6 @@ def _warn_if_open(sockets: list[socket.socket], tls: TlsFiles | None) -> None:
                 "everybody who can connect may read all exports: no client certificates (--tls-ca)",
                 {"listening": shown(sock)},
             )
-
-
-def _allow_descriptors() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(
