@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,37 +82,46 @@ def command(
 
     A guest that the job would rather have frozen (`quiesce`) and that was not is warned of.
     """
+    from backyfs.cli.decoding import decoding
     from backyfs.cli.running import run
     from backyfs.cli.showing import showing
     from backyfs.engine.backup import back_up
-    from backyfs.source import registry
-    from backyfs.source.throttle import Rate, ThrottledSource
 
     repository = session.repository()
     job = read_job(repository.path / "config")
     names = _split(tags) or due(job.schedule, repository, datetime.now(UTC))
     _refuse_vm_names(repository, names, job.schedule, force)
     lists = _change_lists(repository, changes)
-    source = registry.make(job.source_type, {**job.settings, **_secrets(session, repository, job)})
-    source = _quiesced(source, repository, job, strict)
-    if limit := rate_limit or job.rate_limit:
-        source = ThrottledSource(source, Rate(limit))
-    with session.logging(repository), showing(session, progress, as_json=as_json) as shown:
-        record = run(
-            back_up,
-            repository,
-            source,
-            tags=names,
-            schedule=job.schedule,
-            force=force,
-            verify=not no_verify,
-            sampling=None if no_verify else _sampling(job),
-            changes=lists,
-            wait_s=wait_s,
-            progress=shown,
-        )
+    with nullcontext() if no_verify else decoding(repository):
+        source = _source(session, repository, job, strict, rate_limit)
+        with session.logging(repository), showing(session, progress, as_json=as_json) as shown:
+            record = run(
+                back_up,
+                repository,
+                source,
+                tags=names,
+                schedule=job.schedule,
+                force=force,
+                verify=not no_verify,
+                sampling=None if no_verify else _sampling(job),
+                changes=lists,
+                wait_s=wait_s,
+                progress=shown,
+            )
     _report(session, repository, record, as_json)
     _fail_if_distrusted(repository, record)
+
+
+def _source(
+    session: Session, repository: Repository, job: Job, strict: bool, rate_limit: int | None
+) -> Source:
+    from backyfs.source import registry
+    from backyfs.source.throttle import Rate, ThrottledSource
+
+    source = registry.make(job.source_type, {**job.settings, **_secrets(session, repository, job)})
+    source = _quiesced(source, repository, job, strict)
+    limit = rate_limit or job.rate_limit
+    return ThrottledSource(source, Rate(limit)) if limit else source
 
 
 def _sampling(job: Job) -> Sampling:

@@ -32,12 +32,17 @@ def command(session: Session, budget_s: float | None, progress: bool | None, as_
     12 while any revision is known to be damaged. A store that is full or read-only is read all the
     same; a warning says that nothing is recorded, so the next run begins where this one did.
     """
+    from backyfs.cli.decoding import decoding
     from backyfs.cli.running import run
     from backyfs.cli.showing import showing
     from backyfs.engine.scrub import scrub
 
     repository = session.repository()
-    with session.logging(repository), showing(session, progress, as_json=as_json) as shown:
+    with (
+        session.logging(repository),
+        decoding(repository),
+        showing(session, progress, as_json=as_json) as shown,
+    ):
         result = run(scrub, repository, budget_s, progress=shown)
     if as_json:
         output.json_line(

@@ -35,6 +35,7 @@ def command(session: Session, spec: str, quick: bool, progress: bool | None, as_
     store is full or read-only, the results are shown all the same, and a warning says that they
     are not recorded.
     """
+    from backyfs.cli.decoding import decoding
     from backyfs.cli.running import run
     from backyfs.cli.showing import showing
     from backyfs.engine.verification import verify
@@ -46,7 +47,11 @@ def command(session: Session, spec: str, quick: bool, progress: bool | None, as_
         if unreadable and not repository.revisions()
         else selection.pick(repository, spec, as_json=as_json)
     )
-    with session.logging(repository), showing(session, progress, as_json=as_json) as shown:
+    with (
+        session.logging(repository),
+        decoding(repository),
+        showing(session, progress, as_json=as_json) as shown,
+    ):
         verdicts = run(verify, repository, records, quick=quick, progress=shown)
     for verdict in verdicts:
         _print_verdict(verdict, quick, as_json, session.quiet)

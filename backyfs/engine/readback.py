@@ -196,11 +196,7 @@ def stored_jobs(
 
 def bad_frames(image: StoredImage, extents: Iterable[Extent]) -> list[int]:
     """The numbers of the frames of these extents that read badly from the medium."""
-    return [
-        number
-        for extent in extents
-        for number in image.check(extent.offset // FRAME, frame_count(extent.length))
-    ]
+    return image.check_all([(e.offset // FRAME, frame_count(e.length)) for e in extents])
 
 
 def source_jobs(

@@ -6,7 +6,7 @@ tests/store/test_contract.py, which is this file in executable form.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from backyfs.model import Extent
@@ -73,6 +73,9 @@ class StoredImage(Image, Protocol):
         Puts bad ones into quarantine and takes out those that read well again. Does not use or
         fill caches. Holes cost nothing.
         """
+
+    def check_all(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
+        """As `check`, of several ranges (first, count), ascending and apart."""
 
     def hold(self) -> None:
         """Have open what reading needs: whoever removes the revision by force takes nothing away.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from hypothesis import strategies as st
 
@@ -70,6 +70,9 @@ class MemoryImage:
 
     def check(self, first: int, count: int) -> list[int]:
         return [number for number in range(first, first + count) if number in self.bad]
+
+    def check_all(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
+        return [number for first, count in ranges for number in self.check(first, count)]
 
     def shared_with(self, other: object) -> bool:
         return self is other

@@ -656,6 +656,9 @@ class StoreContract:
                 assert error.exit_code == 12
             assert image.check(0, 4) == [1]
             assert image.check(2, 2) == []
+            assert image.check_all([(0, 1), (2, 2)]) == []
+            assert image.check_all([(0, 2), (3, 1)]) == [1]
+            assert image.check_all([]) == []
         assert [(d.disk, d.extent) for d in repository.damage()[record.id]] == [
             ("disk", Extent(FRAME, FRAME))
         ]

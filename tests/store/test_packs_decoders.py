@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,13 @@ LAST = changed(changed(FIRST, 1), 2)
 class Counted(Decoders):
     """Decoders that count what they were asked for, and did."""
 
-    done = refused = 0
+    done = refused = checked = 0
+
+    def check(self, directory: Path, parts: Sequence[Part]) -> bool:
+        sound = super().check(directory, parts)
+        self.checked += sound
+        self.refused += not sound
+        return sound
 
     def read(self, directory: Path, parts: Sequence[Part], place: memoryview) -> bool:
         place[:] = b"\xaa" * len(place)
@@ -184,6 +191,66 @@ def test_damage_is_told_as_if_there_were_none(tmp_path: Path, own: Counted) -> N
     assert read(image, 6, 10) == data[6 * FRAME :]
     assert read(image, 0, 5) == data[: 5 * FRAME]
     assert own.done == 2
+    image.close()
+
+
+def test_frames_are_checked_elsewhere(vm: Repository, own: Counted) -> None:
+    image = newest(vm)
+    assert image.check(0, FRAMES) == []
+    assert (own.checked, own.refused) == (1, 0)
+    assert image.check_all([(0, 1), (5, 2), (9, 1)]) == []
+    assert (own.checked, own.refused) == (2, 0)
+    assert image.check(0, FRAMES_MIN - 1) == []
+    assert (own.checked, own.refused) == (2, 1)
+    image.close()
+
+
+def test_a_disk_in_many_pieces_is_checked_elsewhere(tmp_path: Path, own: Counted) -> None:
+    """More pieces than a question has room for."""
+    data = content(1000, seed=3)
+    vm = make_vm(tmp_path, "vm", data)
+    rng = random.Random(4)
+    new = bytearray(data)
+    for number in range(0, 1000, 2):
+        new[number * FRAME : number * FRAME + 64] = rng.randbytes(64)
+    add_revision(vm, bytes(new))
+    image = newest(vm)
+    assert image.check(0, 1000) == []
+    assert own.checked > 4
+    assert own.refused == 0
+    image.close()
+
+
+def test_damage_is_found_and_forgotten_as_if_there_were_none(tmp_path: Path, own: Counted) -> None:
+    data = random.Random(1).randbytes(16 * FRAME)
+    vm = make_vm(tmp_path, "vm", data)
+    image = newest(vm)
+    assert image.check(0, 16) == []
+    [pack] = vm.layout.packs.glob("*.pack")
+    at = pack.read_bytes().index(data[5 * FRAME + 1000 : 5 * FRAME + 1064])
+    for expected in ([5], []):
+        with open(pack, "r+b") as file:  # what both have open
+            file.seek(at)
+            byte = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([byte ^ 0xFF]))
+        assert image.check(0, 16) == expected
+        assert image.check_all([(0, 8), (9, 7)]) == expected
+        assert bool(vm.damage()) == bool(expected)
+    assert own.checked == 3
+    image.close()
+
+
+def test_each_is_started_when_there_is_work_for_it(vm: Repository) -> None:
+    image = newest(vm)
+    with decoders(count=2, at_once=False) as found:
+        assert found.pids == []
+        for _ in range(3):
+            assert read(image, 0, 16) == LAST[: 16 * FRAME]
+            assert len(found.pids) == 1
+        with ThreadPoolExecutor(4) as pool:
+            assert all(bad == [] for bad in pool.map(lambda _: image.check(0, 40), range(40)))
+        assert len(found.pids) == 2
     image.close()
 
 

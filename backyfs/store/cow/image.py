@@ -13,7 +13,7 @@ import contextlib
 import heapq
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from backyfs.errors import BackyfsError, Corrupt
@@ -333,6 +333,9 @@ class CowImage:
         bad = list(self._checker.bad(first, first + count))
         self._remember(first, first + count, bad)
         return bad
+
+    def check_all(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
+        return [number for first, count in ranges for number in self.check(first, count)]
 
     def _remember(self, first: int, end: int, bad: list[int]) -> None:
         """Record bad frames; forget records of frames that read well."""

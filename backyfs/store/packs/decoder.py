@@ -6,15 +6,17 @@ They know nothing but pack files and the memory they share, and end with whoever
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from backyfs.model import FRAME
-from backyfs.store.packs.library import Library
+from backyfs.store.packs.library import PIECE_FRAMES, Library
 from backyfs.store.packs.packfile import bound_tables
 
 GOOD, BAD = b"y", b"n"
@@ -23,6 +25,9 @@ UNUSED_S = 1.0
 _TABLE_BYTES_MAX = 4 << 20
 _REQUEST_BYTES_MAX = 64 << 10
 
+_Part = tuple[str, str, int, int, int]
+"""As it comes out of JSON: see library.Part."""
+
 
 def serve(sock: socket.socket, memory: memoryview) -> None:
     """The fork server: fork a process that decodes for every socket that comes, until none comes.
@@ -30,6 +35,7 @@ def serve(sock: socket.socket, memory: memoryview) -> None:
     The answer is the number of the process, 0 where there could be none.
     """
     _be_alone(sock)
+    gc.freeze()  # who looks through what is inherited has it copied, page by page
     with contextlib.suppress(OSError):
         while True:
             _, descriptors, *_ = socket.recv_fds(sock, 1, 1)
@@ -57,18 +63,20 @@ def decode(sock: socket.socket, memory: memoryview) -> None:
     """Answer until the other end is gone.
 
     A question is JSON: the directory of the packs, the place in `memory`, its length, the parts.
+    Without a place, what is stored is to be checked, as the medium has it.
     """
     _be_alone(sock)
     bound_tables(_TABLE_BYTES_MAX)
     sock.settimeout(UNUSED_S)
     libraries = _Libraries()
+    room = memoryview(bytearray(PIECE_FRAMES * FRAME))
     with contextlib.suppress(OSError):
         while True:
             with contextlib.suppress(TimeoutError):
                 request = sock.recv(_REQUEST_BYTES_MAX)
                 if not request:
                     return
-                sock.send(GOOD if _decoded(libraries, request, memory) else BAD)
+                sock.send(GOOD if _done(libraries, request, memory, room) else BAD)
             libraries.close_unused()
 
 
@@ -92,19 +100,31 @@ def _close_all_but(kept: int) -> None:
                 os.close(number)
 
 
-def _decoded(libraries: _Libraries, request: bytes, memory: memoryview) -> bool:
+def _done(libraries: _Libraries, request: bytes, memory: memoryview, room: memoryview) -> bool:
     directory, position, length, parts = json.loads(request)
     library = libraries.of(directory)
-    block = memory[position : position + length]
     try:
-        if length > sum(span for *_, span, _ in parts) * FRAME:
-            block[:] = bytes(length)
-        for name, root, number, span, at in parts:
-            place = block[at * FRAME : (at + span) * FRAME]
-            library.read(name, bytes.fromhex(root), number, span, place=place)
+        if position is None:
+            _check(library, parts, room)
+        else:
+            _decode(library, parts, memory[position : position + length])
     except Exception:  # whoever asked will meet it, and say what and where
         return False
     return True
+
+
+def _decode(library: Library, parts: Sequence[_Part], block: memoryview) -> None:
+    if len(block) > sum(span for *_, span, _ in parts) * FRAME:
+        block[:] = bytes(len(block))
+    for name, root, number, span, at in parts:
+        place = block[at * FRAME : (at + span) * FRAME]
+        library.read(name, bytes.fromhex(root), number, span, place=place)
+
+
+def _check(library: Library, parts: Sequence[_Part], room: memoryview) -> None:
+    for name, root, number, span, _ in parts:
+        place = room[: span * FRAME]
+        library.read(name, bytes.fromhex(root), number, span, place=place, fresh=True)
 
 
 class _Libraries:

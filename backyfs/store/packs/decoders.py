@@ -1,4 +1,4 @@
-"""Processes that decode blocks of frames for this one.
+"""Processes that decode blocks of frames for this one, and check what is stored.
 
 A thread that decodes gives the interpreter's lock away and takes it back three times a frame, for
 some ten microseconds each. A thread beside it that answers requests gets hold of the lock rarely
@@ -12,7 +12,7 @@ ourselves, and know what to say.
 They are forked, by a process that was forked itself while there was one thread here (forking is not
 for a process with threads), and end with us, whatever ends us. One that was killed, or did not
 answer for long, is replaced after a while, but for the one that forks. Memory: what they share with
-us aside, 4 MiB of tables and a run as it is stored, each.
+us aside, 4 MiB of tables, a run as it is stored and, where they check, a piece as it is decoded.
 """
 
 from __future__ import annotations
@@ -55,17 +55,22 @@ REPLACED_S = 60.0
 
 @contextlib.contextmanager
 def decoders(
-    kept_bytes: int = 0, count: int | None = None, block_bytes: int = BLOCK_BYTES
+    kept_bytes: int = 0,
+    count: int | None = None,
+    block_bytes: int = BLOCK_BYTES,
+    *,
+    at_once: bool = True,
 ) -> Iterator[Decoders]:
     """Have processes decode for all libraries of this one; none where there is just one core.
 
     `kept_bytes`: how much of what they decode is kept, in memory that is shared with them.
-    `block_bytes`: the most that is asked for at once (whole pages).
+    `block_bytes`: the most that is asked for at once (whole pages). `at_once`: start them now, not
+    each when there is work for it.
     Enter it while the process has one thread, and leave it when nobody reads any more.
     """
     if count is None:
         count = PROCESSES if len(os.sched_getaffinity(0)) > 1 else 0
-    found = Library.decoders = Decoders(count, kept_bytes, block_bytes)
+    found = Library.decoders = Decoders(count, kept_bytes, block_bytes, at_once=at_once)
     try:
         yield found
     finally:
@@ -77,11 +82,17 @@ class Decoders:
     """Some processes for all threads; who finds none free, or wants little, gets no help."""
 
     def __init__(
-        self, count: int = PROCESSES, kept_bytes: int = 0, block_bytes: int = BLOCK_BYTES
+        self,
+        count: int = PROCESSES,
+        kept_bytes: int = 0,
+        block_bytes: int = BLOCK_BYTES,
+        *,
+        at_once: bool = True,
     ) -> None:
         self._all: list[_Process] = []
         self._lost: list[_Process] = []
-        self._replacing = threading.Lock()
+        self._starting, self._replacing = threading.Lock(), threading.Lock()
+        self._unstarted = count
         self._due = 0.0
         self._closed = False
         self._rooms = _rooms(kept_bytes, block_bytes)
@@ -89,11 +100,11 @@ class Decoders:
         try:
             if count:
                 self._server = _ForkServer(memoryview(self._rooms.memory))
-            while self._server and len(self._all) < count:
-                self._all.append(_Process(self._server))
         except OSError as exc:
             log.warning("no process to decode with", {"why": exc})
-        self._free = list(self._all)
+        self._free: list[_Process] = []
+        while at_once and (process := self._another()):
+            self._free.append(process)
 
     @property
     def pids(self) -> list[int]:
@@ -107,7 +118,7 @@ class Decoders:
         """
         # A short block would keep the rest of a room from all others.
         much = length > self._rooms.room_bytes // 2
-        taken = self._rooms.take(length) if much and self._all else None
+        taken = self._rooms.take(length) if much and (self._all or self._server) else None
         return memoryview(bytearray(length)) if taken is None else taken
 
     def read(self, directory: Path, parts: Sequence[Part], place: memoryview) -> bool:
@@ -127,12 +138,19 @@ class Decoders:
             place[:] = room
         return done
 
-    def _ask(self, directory: str, position: int, length: int, parts: Sequence[Part]) -> bool:
+    def check(self, directory: Path, parts: Sequence[Part]) -> bool:
+        """Whether frames read well from the medium; False when it must be done here."""
+        if sum(part.span for part in parts) < FRAMES_MIN:
+            return False
+        return self._ask(str(directory), None, 0, parts)
+
+    def _ask(
+        self, directory: str, position: int | None, length: int, parts: Sequence[Part]
+    ) -> bool:
         if self._lost:
             self._replace()
-        try:
-            process = self._free.pop()
-        except IndexError:
+        process = self._taken()
+        if process is None:
             return False
         try:
             done = process.ask(json.dumps((directory, position, length, parts)).encode())
@@ -144,6 +162,27 @@ class Decoders:
             return False
         self._free.append(process)
         return done
+
+    def _taken(self) -> _Process | None:
+        """One that is free, or is started now; None: all have something to do."""
+        with contextlib.suppress(IndexError):
+            return self._free.pop()
+        return self._another()
+
+    def _another(self) -> _Process | None:
+        """A new one, as long as there shall be more."""
+        with self._starting:
+            if not self._server or not self._unstarted:
+                return None
+            self._unstarted -= 1
+            try:
+                process = _Process(self._server)
+            except OSError as exc:
+                log.warning("no process to decode with", {"why": exc})
+                self._unstarted = 0
+                return None
+            self._all.append(process)
+            return process
 
     def _lose(self, process: _Process) -> None:
         process.end()

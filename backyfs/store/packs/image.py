@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,14 +27,15 @@ from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest, frame_count
 from backyfs.store.format import Place
 from backyfs.store.fs import is_medium_error, open_file, read_exactly
 from backyfs.store.packs.extents import GAP, ExtentMap, Run, SegmentRef
-from backyfs.store.packs.library import BadFrame, Chained, Frame, Library, Part
+from backyfs.store.packs.library import PIECE_FRAMES, BadFrame, Chained, Frame, Library, Part
 from backyfs.store.quarantine import WHOLE, Bad, Quarantine
 from backyfs.store.record import DiskRecord
 
 log = logging.getLogger(__name__)
 
 MAP_SUFFIX = ".map"
-_READ_FRAMES = 64
+_PIECES = 64
+"""Pieces of a disk that are checked at a time."""
 ZERO_FRAME = bytes(FRAME)
 _MUCH_ZERO = bytes(1 << 20)
 """What who reads a hole in sequence asks for: made once, not for each request."""
@@ -310,14 +311,23 @@ class PackImage:
 
     def check(self, first: int, count: int) -> list[int]:
         """Numbers of the bad frames among [first, first + count), read from the medium."""
-        bad = [
-            frame
+        return self.check_all([(first, count)])
+
+    def check_all(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
+        """As `check`, of several ranges."""
+        pieces = (
+            piece
+            for first, count in ranges
             for run in self.map.find(first, count)
             if run.segment != GAP
-            for part in _pieces(run)
-            for frame in self._check_run(part)
-        ]
-        self._pardon(first, count, set(bad))
+            for piece in _pieces(run)
+        )
+        bad: list[int] = []
+        while some := list(itertools.islice(pieces, _PIECES)):
+            if not self._library.sound_elsewhere(self._parts(0, some)):
+                bad += [frame for piece in some for frame in self._check_run(piece)]
+        for first, count in ranges:
+            self._pardon(first, count, set(bad))
         return bad
 
     def _check_run(self, run: Run) -> list[int]:
@@ -431,6 +441,6 @@ class PackImage:
 
 
 def _pieces(run: Run) -> Iterator[Run]:
-    for skip in range(0, run.span, _READ_FRAMES):
-        count = min(_READ_FRAMES, run.span - skip)
+    for skip in range(0, run.span, PIECE_FRAMES):
+        count = min(PIECE_FRAMES, run.span - skip)
         yield Run(run.first + skip, count, run.segment, run.number + skip)

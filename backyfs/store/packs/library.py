@@ -30,6 +30,8 @@ from backyfs.store.quarantine import WHOLE, Bad
 PACK_SUFFIX = ".pack"
 MERGED_PREFIX = "m-"
 _RUN_BYTES_MAX = 4 << 20
+PIECE_FRAMES = 64
+"""Frames that are checked in one go."""
 
 Frame = bytes | memoryview
 """The 64 KiB of a decoded frame."""
@@ -71,6 +73,9 @@ class Elsewhere(Protocol):
 
     def read(self, directory: Path, parts: Sequence[Part], place: memoryview) -> bool:
         """Frames into `place`, and zeros where none belong; False when it must be done here."""
+
+    def check(self, directory: Path, parts: Sequence[Part]) -> bool:
+        """Whether frames read well from the medium; False when it must be done here."""
 
 
 class Library:
@@ -267,6 +272,10 @@ class Library:
     def read_elsewhere(self, parts: Sequence[Part], place: memoryview) -> bool:
         """Fill `place` with the help of other processes, if that can be done."""
         return self.decoders is not None and self.decoders.read(self._directory, parts, place)
+
+    def sound_elsewhere(self, parts: Sequence[Part]) -> bool:
+        """Whether other processes found that frames read well from the medium."""
+        return self.decoders is not None and self.decoders.check(self._directory, parts)
 
     def _read(
         self,

@@ -1,0 +1,27 @@
+"""Having processes check what a command reads of a repository (store/packs/decoders.py).
+
+Where little is read, none is started: only the one that would start them (2 ms).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from backyfs.store.identity import PACKS
+from backyfs.store.repository import Repository
+
+
+@contextmanager
+def decoding(*repositories: Repository) -> Iterator[None]:
+    """Within, they help with those that are `packs`: nothing of `cow` is decoded.
+
+    Enter it while the process has one thread: before sources, progress and trio.
+    """
+    if all(repository.store != PACKS for repository in repositories):
+        yield
+        return
+    from backyfs.store.packs.decoders import decoders
+
+    with decoders(at_once=False):
+        yield
