@@ -28,6 +28,13 @@ from backyfs.cancelling import checking, checkpoint
 BATCH_BYTES = 2 << 20
 """Image bytes of one job."""
 
+WORKERS_MAX = 8
+"""Threads at most, however many cores there are.
+
+Each has a batch in memory, read and compressed: 64 of them took 320 MiB, eight take 80. And part
+of each job is done with the interpreter's lock in the hand, which all others wait for.
+"""
+
 ROUND_SECONDS = 0.1
 """How long a thread does jobs before it hands over their results."""
 
@@ -42,7 +49,7 @@ def workers() -> int:
     One more than the cores this process may use, so that they stay busy while one job waits for
     the source or for the store's disk. With everything in memory it costs 2 %.
     """
-    return len(os.sched_getaffinity(0)) + 1
+    return min(len(os.sched_getaffinity(0)) + 1, WORKERS_MAX)
 
 
 async def run_jobs(jobs: Iterator[Job[T]], done: Callable[[T], None], *, threads: int = 0) -> None:

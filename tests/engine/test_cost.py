@@ -5,6 +5,7 @@ the time-out of a test goes (all of it would take hours).
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,10 @@ MIB = 1 << 20
 RSS_MAX = 256 * MIB
 
 PROGRAM = """
-import json, re, sys
+import json, os, re, sys
 from pathlib import Path
+if cores := int(sys.argv[3]):
+    os.sched_getaffinity = lambda pid: set(range(cores))
 import trio
 from backyfs.engine.backup import back_up
 from backyfs.engine.verification import verify
@@ -35,10 +38,10 @@ print(json.dumps({"rss": rss, "read": record.stats.read}))
 """
 
 
-def back_up_outside(repository: Repository, image: Path) -> dict[str, int]:
-    """Back up and verify in a process of its own; what it took."""
+def back_up_outside(repository: Repository, image: Path, cores: int = 0) -> dict[str, int]:
+    """Back up and verify in a process of its own (as on so many cores); what it took."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(repository.path), str(image)],
+        [sys.executable, "-c", PROGRAM, str(repository.path), str(image), str(cores)],
         check=True,
         capture_output=True,
         timeout=100,
@@ -60,3 +63,10 @@ def test_a_sparse_tebibyte(packs: Repository, tmp_path: Path) -> None:
     assert new.stats.changed == 0
     assert new.stats.stored < 65536
     assert old.disks["disk"].digest == new.disks["disk"].digest
+
+
+def test_many_cores(packs: Repository, tmp_path: Path) -> None:
+    """Memory does not follow the number of cores."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(random.Random(1).randbytes(MIB) * 300)
+    assert back_up_outside(packs, image, cores=64)["rss"] < RSS_MAX / 2
