@@ -21,6 +21,8 @@ from backyfs.errors import UsageError
 
 NEVER = 0
 """What an interval that may be `never` is then."""
+WAIT_MAX = 86_400
+"""Seconds for which something is waited at most."""
 
 Read = Callable[[Document, Node, str], Any]
 
@@ -95,6 +97,13 @@ def _interval_or_never(value: str | int) -> int:
     return NEVER if value == "never" else parse_interval(value)
 
 
+def _wait(value: str | int) -> int:
+    seconds = parse_interval(value)
+    if seconds > WAIT_MAX:
+        raise UsageError(f"{value!r} is more than a day", hint="nothing is waited for so long")
+    return seconds
+
+
 def _addresses(value: str | int) -> tuple[str, ...]:
     from ipaddress import ip_address
 
@@ -164,6 +173,7 @@ TEXT = Kind(
 )
 PATH = Kind(_parsed(_path), {"type": "string", "pattern": "^/"})
 INTERVAL = Kind(_parsed(parse_interval), _INTERVAL_SCHEMA)
+WAIT = Kind(_parsed(_wait), _INTERVAL_SCHEMA)
 INTERVAL_OR_NEVER = Kind(
     _parsed(_interval_or_never), {**_INTERVAL_SCHEMA, "examples": ["1d", "never"]}
 )

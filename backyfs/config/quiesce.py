@@ -15,9 +15,9 @@ from backyfs.config.document import Document, Node
 from backyfs.config.interval import format_interval
 from backyfs.config.keys import (
     COMMAND,
-    INTERVAL,
     PATH,
     TEXTS,
+    WAIT,
     Key,
     Kind,
     choice,
@@ -41,7 +41,7 @@ class Quiesce:
 
     `mountpoints`: those the agent freezes (none: all). `consistency`: what a frozen guest is worth,
     filesystem or application. `freeze_timeout_s` bounds each freeze and each command;
-    `frozen_limit_s` is how long the guest stays frozen at most. Seconds >= 1.
+    `frozen_limit_s` is how long the guest stays frozen at most. Seconds, 1 to WAIT_MAX.
     """
 
     policy: Policy = Policy.PREFER
@@ -67,7 +67,7 @@ class Quiesce:
 def _plain(name: str, value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
-    return format_interval(value) if KEYS[name].kind is INTERVAL else str(value)
+    return format_interval(value) if KEYS[name].kind is WAIT else str(value)
 
 
 KEYS: Mapping[str, Key] = {
@@ -88,10 +88,10 @@ KEYS: Mapping[str, Key] = {
         "filesystem",
     ),
     "freeze-timeout": Key(
-        INTERVAL, "freeze_timeout_s", "how long freezing, and each command, may take", "1m"
+        WAIT, "freeze_timeout_s", "how long freezing, and each command, may take", "1m"
     ),
     "frozen-limit": Key(
-        INTERVAL, "frozen_limit_s", "how long the guest may be frozen; then it is thawed", "10s"
+        WAIT, "frozen_limit_s", "how long the guest may be frozen; then it is thawed", "10s"
     ),
 }
 

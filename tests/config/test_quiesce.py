@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backyfs.config import Job, read_job, write_job
+from backyfs.config.keys import WAIT_MAX
 from backyfs.config.quiesce import Policy, Quiesce
 from backyfs.errors import ConfigError
 from backyfs.model import Consistency
@@ -74,6 +75,8 @@ quiesce:
         ),
         ("quiesce: {agent: /a, frozen-limit: 0}\n", ":2:36: 0 is no interval"),
         ("quiesce: {agent: /a, freeze-timeout: never}\n", "'never' is no interval"),
+        ("quiesce: {agent: /a, freeze-timeout: 86401}\n", ":2:38: 86401 is more than a day"),
+        ("quiesce: {agent: /a, frozen-limit: 2d}\n", ":2:36: '2d' is more than a day"),
     ],
 )
 def test_a_problem_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
@@ -86,7 +89,7 @@ words = st.text(string.printable + "äß€", min_size=1, max_size=12).filter(
     lambda text: "\0" not in text
 )
 lists = st.lists(words, min_size=1, max_size=3).map(tuple)
-seconds = st.integers(1, 100_000)
+seconds = st.integers(1, WAIT_MAX)
 quiesces = st.builds(
     Quiesce,
     policy=st.sampled_from(Policy),

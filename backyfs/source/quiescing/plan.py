@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from backyfs.config.keys import WAIT_MAX
 from backyfs.config.quiesce import Policy, Quiesce
 from backyfs.model import Consistency
 from backyfs.source.quiescing.agent import ANSWER_S, GuestAgent
@@ -15,9 +16,6 @@ from backyfs.source.quiescing.contract import Quiescer
 
 THAW_S = 120.0
 """How long thawing is tried, in seconds: an agent that is just freezing answers only afterwards."""
-
-_SECONDS_MAX = 24 * 3600.0
-"""Who reads a note waits no longer, whatever it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +73,6 @@ class Plan:
             raise ValueError(f"no plan: {exc}") from exc
         limits = quiesce.freeze_timeout_s, quiesce.frozen_limit_s
         for seconds in (plan.thaw_s, plan.answer_s, *limits):
-            if type(seconds) not in (int, float) or not 0 <= seconds <= _SECONDS_MAX:
+            if type(seconds) not in (int, float) or not 0 <= seconds <= WAIT_MAX:
                 raise ValueError(f"no plan: it is to wait {seconds!r:.40} seconds")
         return plan
