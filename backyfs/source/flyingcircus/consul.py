@@ -101,7 +101,9 @@ class Consul:
         headers = {"X-Consul-Token": token} if (token := self._agent.token()) else {}
         with self._explained(), contextlib.closing(self._connection(deadline)) as connection:
             connection.request(method, path, value, headers)
-            answer = _read(connection.getresponse())
+            # The connection forgets a response without a length, which then is the one to close.
+            with connection.getresponse() as response:
+                answer = _read(response)
         if answer.status == 200 or (answer.status == 404 and method == "GET"):
             return answer
         raise self._refusal(answer)
