@@ -130,11 +130,21 @@ async def _serve(options: Options, handlers: Handlers, ready: Callable[[], None]
         handlers.close()
 
 
+class _Option(str):
+    """An option with a path in it: pyfuse3 asks for ASCII, but names of files are any bytes."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        """The bytes that the name has on disk, whatever `encoding` is."""
+        return os.fsencode(str(self))
+
+
 def _mount(handlers: Handlers, options: Options) -> None:
     names = {"nosuid", "nodev", "default_permissions", "auto_unmount"}
     names.add("ro" if options.scratch is None else "rw")
     source = source_of(options.base).replace("\\", "\\\\").replace(",", "\\,")
-    names |= {f"fsname={source}", f"subtype={_NAME}"}
+    names |= {_Option(f"fsname={source}"), f"subtype={_NAME}"}
     if options.allow_other:
         names.add("allow_other")
     with tempfile.TemporaryFile() as said:

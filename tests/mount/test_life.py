@@ -72,6 +72,18 @@ def image(point: Path) -> Path:
 # ---- the commands --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", [b"b\xc3\xbcro", b"no \xff utf-8, nor\\xff ascii"])
+def test_a_base_whose_name_is_not_ascii(name: bytes, tmp_path: Path, point: Path) -> None:
+    base = tmp_path / os.fsdecode(name)
+    base.mkdir()
+    make_vm(base, "vm", DATA)
+    with mounted(base, point):
+        found = mounted_at(point)
+        assert found is not None
+        assert found.source == f"backyfs:{base}", "loop finds the tree by it"
+        assert image(point).read_bytes() == DATA
+
+
 def test_the_commands(base: Path, point: Path) -> None:
     require("fuse")
     done = backyfs("-b", base, "mount", point)
