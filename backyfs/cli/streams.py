@@ -3,7 +3,8 @@
 Whoever started us may have closed some (`2>&-`, some service managers). Their descriptors must not
 stay free: the next file opened would get the number 1 or 2, and what is meant for the operator
 would be written into a repository. Closed stdin is empty, what goes to a closed stderr is lost, and
-writing to a closed stdout is an error, as it is for other programs.
+writing to a closed stdout is an error, as it is for other programs. Nor does a stderr that is full,
+or a terminal that is gone, make a failure of what was done: what cannot be said is lost.
 
 Names of files are bytes, and a locale may lack letters: on stdout a name goes out as it is where
 that is UTF-8, and what cannot be written otherwise is spelt out. Nothing fails for a letter.
@@ -13,6 +14,7 @@ A full stdout must not read as a full store: what fails there is an OutputError,
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -43,7 +45,8 @@ def prepare() -> None:
     if sys.stdout is sys.__stdout__:
         sys.stdout = _naming(sys.stdout or os.fdopen(1, "w", closefd=False))
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _losing(sys.stderr or os.fdopen(2, "w", closefd=False))
 
 
 class _Stdout(io.FileIO):
@@ -62,6 +65,26 @@ class _Stdout(io.FileIO):
         if count is None:  # somebody made it non-blocking
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return count
+
+
+class _Stderr(io.FileIO):
+    """Standard error; what it does not take is lost."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        count: int | None = None  # also: somebody made it non-blocking
+        with contextlib.suppress(OSError):
+            count = super().write(data)
+        return memoryview(data).nbytes if count is None else count
+
+
+def _losing(stream: TextIO) -> TextIO:
+    """Standard error as `stream` has it, without errors."""
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Stderr(2, "w", closefd=False)),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=True,
+    )
 
 
 def _naming(stream: TextIO) -> TextIO:

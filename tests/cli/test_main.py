@@ -305,6 +305,31 @@ def test_a_full_stdout_as_json(vm: Vm) -> None:
     assert (code, json.loads(err)["code"]) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("restore -", 0), ("export-diff 1 0", 0), ("restore nowhere/disk.img", 1), ("check", 3)],
+)
+def test_a_full_stderr_changes_no_code(vm: Vm, tmp_path: Path, command: str, code: int) -> None:
+    line = f"{PROGRAM} -c none -b {vm.directory} {command} 2>/dev/full >{tmp_path}/out"
+    done = subprocess.run(["/bin/sh", "-c", line], timeout=TIMEOUT_S, check=False)
+    assert done.returncode == code
+
+
+def test_a_reader_of_stderr_that_goes_away_changes_nothing(vm: Vm, tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with (tmp_path / "disk.img").open("wb") as out:
+        done = subprocess.run(
+            [PROGRAM, "-b", vm.directory, "restore", "-"],
+            stdout=out,
+            stderr=write_end,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    os.close(write_end)
+    assert done.returncode == 0
+
+
 def test_a_full_target_of_a_restore_is_no_space_wherever_it_is(vm: Vm) -> None:
     code, err = on_full(vm.directory, "restore", "-")
     assert code == 14
