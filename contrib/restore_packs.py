@@ -4,8 +4,9 @@
     restore_packs.py DIRECTORY                         list the revisions
     restore_packs.py DIRECTORY REVISION DISK IMAGE     write the image (sparse)
 
-Needs Python 3.9 or newer and the zstandard package; checks every frame where the blake3 package
-is there too. The format: docs/format.md.
+Needs Python 3.9 or newer and the zstandard package. Where the blake3 package is there too, the
+record, every frame and the digest of the disk are checked; without it nothing is, and a warning
+says so. Exit code 1: the image is not the disk. The format: docs/format.md.
 """
 
 import json
@@ -22,12 +23,49 @@ except ImportError:
     blake3 = None
 
 FRAME = 65536
+ZERO = bytes(32)
 ENTRY = struct.Struct("<QIBBHHHI")  # offset, size, kind, depth, flags, base segment, -, base number
 
 
 def check(data, expected, what):
     if blake3 is not None and blake3(data).digest() != expected:
         raise ValueError(f"{what} does not match its checksum")
+
+
+class Digest:
+    """The digest of a disk, from the hashes of its frames in order."""
+
+    def __init__(self):
+        self.levels = [[]]
+
+    def add(self, value, level=0):
+        if level == len(self.levels):
+            self.levels.append([])
+        self.levels[level].append(value)
+        if len(self.levels[level]) == 1024:
+            self.fold(level)
+
+    def fold(self, level):
+        values, self.levels[level] = b"".join(self.levels[level]), []
+        self.add(blake3(values).digest() if any(values) else ZERO, level + 1)
+
+    def of(self, size):
+        level = 0
+        while size and (level == 0 or level + 1 < len(self.levels) or len(self.levels[level]) > 1):
+            if self.levels[level]:
+                self.fold(level)
+            level += 1
+        root = self.levels[level][0] if size else ZERO
+        return blake3(b"bfs1" + struct.pack("<QI", size, FRAME) + root).digest()
+
+
+def sealed(path):
+    """A JSON file with its own checksum."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    checksum = bytes.fromhex(value.pop("blake3"))
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    check(text.encode(), checksum, path)
+    return value
 
 
 class Segment:
@@ -56,9 +94,11 @@ class Segment:
 
 def footer(file):
     """The segments of a pack file by name; the table's footer stands at the file's end."""
+    if os.fstat(file.fileno()).st_size < 16:
+        raise ValueError(f"{file.name}: cut off")
     tail = file.seek(-16, os.SEEK_END)
     length, _, magic = struct.unpack("<II8s", file.read(16))
-    if magic != b"bfs-end\n":
+    if magic != b"bfs-end\n" or length > tail:
         raise ValueError(f"{file.name}: its table is damaged")
     data = os.pread(file.fileno(), length, tail - length)
     check(data[:-32], data[-32:], file.name)
@@ -85,34 +125,82 @@ def extents(data):
         position += gap + count
 
 
+def understood(directory):
+    """Refuse what this script would read wrongly: another format, an unknown feature."""
+    repository = sealed(directory / "repository.json")
+    kind = repository["format"], repository["store"], repository["frame"], repository["hash"]
+    unknown = repository["features"]["incompat"]
+    if kind != (1, "packs", FRAME, "blake3") or unknown:
+        raise ValueError(f"{directory}: cannot read {kind} {unknown}")
+
+
+def table(directory):
+    """All segments by name; of twins the first pack counts."""
+    segments = {}
+    for path in sorted((directory / "packs").glob("*.pack"))[::-1]:
+        try:
+            segments.update(footer(path.open("rb")))
+        except (ValueError, struct.error, OSError) as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return segments
+
+
 def restore(directory, revision, disk, target):
-    record = json.loads((directory / "revisions" / f"{revision}.json").read_text())
-    chosen = next(d for d in record["disks"] if d["name"] == disk)
+    understood(directory)
+    record = sealed(directory / "revisions" / f"{revision}.json")
+    chosen = {d["name"]: d for d in record["disks"]}[disk]
     name, checksum = next(iter(chosen["files"].items()))
     data = (directory / "revisions" / name).read_bytes()
     check(data, bytes.fromhex(checksum), name)
-    segments = {}
-    for path in sorted((directory / "packs").glob("*.pack"))[::-1]:  # of twins the first counts
-        try:
-            segments.update(footer(path.open("rb")))
-        except (ValueError, OSError) as error:
-            print(f"left out: {error}", file=sys.stderr)
+    segments, size, digest, position = table(directory), chosen["size"], Digest(), 0
+    if struct.unpack_from("<Q", data, 64) != (size,):
+        raise ValueError(f"{name} is of a disk of another size")
     with open(target, "wb") as image:
         for first, count, segment, number in extents(data):
             image.seek(first * FRAME)
             for index in range(count):
-                image.write(segments[segment].frame(number + index, segments))
-        image.truncate(chosen["size"])
+                frame = segments[segment].frame(number + index, segments)
+                image.write(frame)
+                if blake3 is not None:
+                    for _ in range(position, first + index):
+                        digest.add(ZERO)
+                    digest.add(blake3(frame).digest())
+                    position = first + index + 1
+        image.truncate(size)
+    if blake3 is None:
+        print("nothing was checked: the blake3 package is missing", file=sys.stderr)
+        return
+    for _ in range(position, -(-size // FRAME)):
+        digest.add(ZERO)
+    if digest.of(size).hex() != chosen["digest"]:
+        raise ValueError(f"{target} does not match the digest of {revision}/{disk}")
+
+
+def show(directory):
+    """List the revisions; whether all records could be read."""
+    readable = True
+    for path in sorted((directory / "revisions").glob("*.json")):
+        try:
+            print(path.stem, *(disk["name"] for disk in sealed(path)["disks"]))
+        except FAILURES as error:
+            print(f"left out: {path}: {error}", file=sys.stderr)
+            readable = False
+    return readable
+
+
+FAILURES = (OSError, ValueError, LookupError, TypeError, struct.error, zstandard.ZstdError)
 
 
 def main(arguments):
-    if len(arguments) == 4:
-        restore(Path(arguments[0]), *arguments[1:])
-    elif len(arguments) == 1:
-        for path in sorted((Path(arguments[0]) / "revisions").glob("*.json")):
-            print(path.stem, *(disk["name"] for disk in json.loads(path.read_text())["disks"]))
-    else:
-        sys.exit(__doc__)
+    try:
+        if len(arguments) == 4:
+            restore(Path(arguments[0]), *arguments[1:])
+        elif len(arguments) == 1:
+            sys.exit(0 if show(Path(arguments[0])) else 1)
+        else:
+            sys.exit(__doc__)
+    except FAILURES as error:
+        sys.exit(f"restore_packs: {type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
