@@ -121,29 +121,25 @@ def test_the_digest_of_many_groups(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(
-    "resealed", [pytest.param(False, id="damaged"), pytest.param(True, id="another size")]
-)
+def test_it_is_short() -> None:
+    """Whoever has nothing else must be able to read it."""
+    assert len(SCRIPT.read_text().splitlines()) < 120
+
+
+@pytest.mark.parametrize("more", [-FRAME, -1, 1, FRAME])
 def test_a_record_that_is_not_the_disk_s(
-    history: tuple[Repository, dict[str, bytes]], tmp_path: Path, resealed: bool
+    history: tuple[Repository, dict[str, bytes]], tmp_path: Path, more: int
 ) -> None:
     """One digit of the size: the image would be cut, or longer, without a word."""
     repository, contents = history
     revision = list(contents)[-1]
     path = repository.layout.revisions / f"{revision}.json"
     value = json.loads(path.read_text())
-    value["disks"][0]["size"] += 1
-    if resealed:
-        del value["blake3"]
-        path.write_bytes(sealed(value))
-    else:
-        path.write_text(json.dumps(value))
+    value["disks"][0]["size"] += more
+    path.write_text(json.dumps(value))
     done = checked(repository.path, revision, "disk", tmp_path / "restored")
     assert done.returncode == 1
-    assert done.stderr.startswith("restore_packs: ValueError: ")
-    listed = checked(repository.path)
-    assert listed.returncode == (0 if resealed else 1)
-    assert len(listed.stdout.splitlines()) == len(contents) - (not resealed)
+    assert done.stderr.startswith("restore_packs: ")
 
 
 def test_what_nobody_knows_yet_is_refused(
