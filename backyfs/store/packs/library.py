@@ -91,7 +91,7 @@ class Library:
         self._packs: dict[Path, PackFile] = {}
         self._retired: list[PackFile] = []
         self._segments: dict[str, Segment] = {}
-        self._broken: dict[Path, tuple[tuple[int, int, int], Corrupt]] = {}
+        self._broken: dict[Path, tuple[tuple[int, int, int], str]] = {}
         self._listed: tuple[int, tuple[frozenset[str], list[Path]]] = (-1, (frozenset(), []))
 
     # Life
@@ -199,12 +199,13 @@ class Library:
         stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
         known = self._broken.get(path)
         if known is not None and known[0] == stamp:
-            raise known[1]
+            # An error that is raised once more keeps the frames of all times before.
+            raise Corrupt(known[1])
         try:
             pack = self._packs[path] = PackFile(path)
         except Corrupt as exc:
             # Looking for a table in a cut-off pack reads all of it: once is enough.
-            self._broken[path] = (stamp, exc)
+            self._broken[path] = (stamp, exc.reason)
             raise
         return pack
 
