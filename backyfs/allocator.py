@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 KEPT_BYTES_MAX = 128 << 20
 _BLOCK_BYTES_MAX = 32 << 20
+_HEAPS = 2
 
 
 def keep_freed_blocks() -> None:
@@ -22,3 +23,12 @@ def keep_freed_blocks() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _BLOCK_BYTES_MAX)
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES_MAX)
+
+
+def keep_few_heaps() -> None:
+    """Have all threads share two heaps, for servers; to be called before there are threads.
+
+    With one for each, up to eight per core, what each thread once needed and freed piles up.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _HEAPS)

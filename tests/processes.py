@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_HEAP = ("rw-p", "0")
+"""How /proc/PID/maps shows one: its mode, and that it is of no file."""
+
 
 def decoders_of(server: int) -> list[int]:
     """The processes that decode for a server: what its fork server forked."""
@@ -27,3 +30,10 @@ def private_kib(pid: int) -> int:
     """Memory that it shares with nobody."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+def heaps(pid: int) -> int:
+    """Those that glibc made for threads, beside the first: each begins at a multiple of 64 MiB."""
+    lines = [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    starts = [int(at.partition("-")[0], 16) for at, mode, *_, ino in lines if (mode, ino) == _HEAP]
+    return sum(not start % (64 << 20) for start in starts)

@@ -23,7 +23,7 @@ import pyfuse3
 import trio
 
 from backyfs import descriptors, notify, signals
-from backyfs.allocator import keep_freed_blocks
+from backyfs.allocator import keep_few_heaps, keep_freed_blocks
 from backyfs.errors import TargetError
 from backyfs.mount.handlers import Handlers
 from backyfs.mount.lifeline import lifeline
@@ -43,7 +43,6 @@ _READ_AHEAD_KIB = 1024
 """The largest read request the kernel makes is 1 MiB: more read-ahead gains nothing."""
 _ANSWER_S = 20.0
 _SWEEP_S = 1.0
-_M_ARENA_MAX = -8
 _GC_THRESHOLD = 20_000
 _PR_SET_IO_FLUSHER = 57
 
@@ -95,8 +94,7 @@ def serve(options: Options, ready: Callable[[], None]) -> None:
 def _bound_resources() -> None:
     """Let the process use all descriptors it may have, and keep its memory together."""
     descriptors.allow()
-    # Freed frames go back to few heaps; with one per thread they would pile up.
-    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+    keep_few_heaps()
     # Records make no cycles, but are a million objects to look through again and again.
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD, 10, 100)

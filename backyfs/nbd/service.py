@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from backyfs import descriptors, notify, signals
-from backyfs.allocator import keep_freed_blocks
+from backyfs.allocator import keep_few_heaps, keep_freed_blocks
 from backyfs.errors import TargetError
 from backyfs.nbd.exports import Exports
 from backyfs.nbd.listening import Endpoint, handed_over, is_exposed, listeners, listening, shown
@@ -63,6 +63,7 @@ def serve(options: Options, ready: Callable[[list[str]], None]) -> None:
 
     NoRepository, ConfigError, TargetError; BackyfsError when it cannot listen there.
     """
+    keep_few_heaps()
     tls = context(options.tls) if options.tls is not None else None
     catalog = Catalog(options.base, refresh_s=0)  # clients come rarely, and want what is there
     with contextlib.ExitStack() as stack:

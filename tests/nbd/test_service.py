@@ -25,7 +25,7 @@ from tests.mount.mounts import eventually, is_alive
 from tests.nbd.certificates import make_certificates
 from tests.nbd.wire import connected, option
 from tests.parts import require
-from tests.processes import cpu_ticks, decoders_of
+from tests.processes import cpu_ticks, decoders_of, heaps
 from tests.reader.stores import content, make_vm
 
 IMAGE = content(20, seed=31)
@@ -373,6 +373,17 @@ def test_threads_and_descriptors_do_not_pile_up(base: Path) -> None:
                 peaks.append(threads(pid))
             assert eventually(lambda: sum_of_sockets(pid) == least)
         assert peaks[-1] <= peaks[0] + 4  # idle ones are used again
+        assert server.end() == 0
+
+
+def test_connections_share_the_memory_that_is_freed(base: Path) -> None:
+    with started("-b", base, "nbd-server", "-p", "0") as server, contextlib.ExitStack() as stack:
+        address = server.address()
+        for _ in range(12):
+            client = stack.enter_context(connected(address))
+            client.open(ONLY)
+            assert client.read(0, 100_000) == IMAGE[:100_000]
+        assert heaps(server.process.pid) <= 1  # with one for each what they freed would pile up
         assert server.end() == 0
 
 
