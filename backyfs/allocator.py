@@ -13,6 +13,8 @@ import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 KEPT_BYTES_MAX = 128 << 20
+GIVEN_BACK_S = 60.0
+"""How often a server gives memory back. A look through its heaps takes milliseconds."""
 _BLOCK_BYTES_MAX = 32 << 20
 _HEAPS = 2
 
@@ -32,3 +34,13 @@ def keep_few_heaps() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _HEAPS)
+
+
+def give_back() -> None:
+    """Give the pages of freed blocks back to the system, also those between blocks in use.
+
+    For servers: blocks of many lengths come and go, and what lies between those that stay would
+    never be given back.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

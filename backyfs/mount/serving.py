@@ -23,7 +23,7 @@ import pyfuse3
 import trio
 
 from backyfs import descriptors, notify, signals
-from backyfs.allocator import keep_few_heaps, keep_freed_blocks
+from backyfs.allocator import GIVEN_BACK_S, give_back, keep_few_heaps, keep_freed_blocks
 from backyfs.errors import TargetError
 from backyfs.mount.handlers import Handlers
 from backyfs.mount.lifeline import lifeline
@@ -115,6 +115,7 @@ async def _serve(options: Options, handlers: Handlers, ready: Callable[[], None]
             handlers.nursery = nursery
             await nursery.start(_end_on_signal)
             nursery.start_soon(_sweep, handlers.tree)
+            nursery.start_soon(_give_back)
             mount = mounted_at(options.mountpoint)
             nursery.start_soon(_announce, options, mount, ready)
             if mount is not None:
@@ -226,6 +227,12 @@ async def _end_with(pid: int, mount: Mount) -> None:
     if mount in mounts():
         log.warning("stopped: who needed it is gone", {"pid": pid})
         pyfuse3.terminate()
+
+
+async def _give_back() -> None:
+    while True:
+        await trio.sleep(GIVEN_BACK_S)
+        await trio.to_thread.run_sync(give_back)
 
 
 async def _sweep(tree: Tree) -> None:

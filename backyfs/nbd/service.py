@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from backyfs import descriptors, notify, signals
-from backyfs.allocator import keep_few_heaps, keep_freed_blocks
+from backyfs.allocator import GIVEN_BACK_S, give_back, keep_few_heaps, keep_freed_blocks
 from backyfs.errors import TargetError
 from backyfs.nbd.exports import Exports
 from backyfs.nbd.listening import Endpoint, handed_over, is_exposed, listeners, listening, shown
@@ -116,6 +116,7 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, server)
         nursery.start_soon(_sweep, images)
+        nursery.start_soon(_give_back)
         async with trio.open_nursery() as serving:
             await serving.start(server.serve, listeners(sockets))
             places = [shown(sock) for sock in sockets]
@@ -135,6 +136,12 @@ async def _stop_on_signal(
             log.info("stopping", {"signal": signal.Signals(number).name})
             notify.tell(notify.STOPPING)
             server.stop()
+
+
+async def _give_back() -> None:
+    while True:
+        await trio.sleep(GIVEN_BACK_S)
+        await trio.to_thread.run_sync(give_back)
 
 
 async def _sweep(images: OpenImages) -> None:
