@@ -140,25 +140,29 @@ def check_jobs(share: Share, batches: Iterable[tuple[Extent, ...]]) -> Iterator[
 def inherited(share: Share, bad: set[int]) -> set[int]:
     """Those bad frames of the disk before that this disk shares.
 
-    The quarantine would say it, too, but on a read-only or full medium there may be none.
+    The quarantine would say it, too, but on a read-only or full medium there may be none. Those
+    that were bad for want of a hash are read again: this disk has hashes of its own.
     """
     if share.before is None or not bad:
         return set()
     own = [(extent.offset // FRAME, frame_count(extent.end)) for extent in share.extents]
-    return {
+    shared = {
         number
         for number in bad
         if number < frame_count(share.image.size)
         and not any(first <= number < end for first, end in own)
-        and not _is_hole(share.image, number)
+        and _hash(share.image, number) != ZERO_HASH
     }
+    doubtful = {number for number in shared if _hash(share.before, number) is None}
+    return shared - doubtful | set(share.image.check_all([(n, 1) for n in sorted(doubtful)]))
 
 
-def _is_hole(image: StoredImage, number: int) -> bool:
+def _hash(image: StoredImage, number: int) -> bytes | None:
+    """The hash of a frame; None where nothing proves it."""
     try:
-        return image.hashes(number, 1) == ZERO_HASH
+        return image.hashes(number, 1)
     except Corrupt:
-        return False
+        return None
 
 
 def damage_at(share: Share, bad: set[int]) -> list[Damage]:

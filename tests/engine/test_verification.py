@@ -12,6 +12,7 @@ from backyfs.engine.trust import distrust
 from backyfs.engine.verification import Verdict, verify
 from backyfs.model import FRAME, Extent, Trust
 from backyfs.store.contract import SharingImage
+from backyfs.store.cow.table import hash_at
 from backyfs.store.record import Record
 from backyfs.store.repository import Repository
 from tests.engine.checks import content, damage_frame, flip, sound
@@ -74,6 +75,22 @@ async def test_a_bad_frame_of_cow(stores: Stores) -> None:
     damage_frame(repository, records[0], 2)
     verdicts = await verify(repository, records)
     assert extents(verdicts[0]) == [Extent(2 * FRAME, FRAME)]
+
+
+async def test_the_next_revision_is_sound_though_it_shares_what_nothing_proves(
+    stores: Stores,
+) -> None:
+    """One frame and the hash of another are hit: all of the group is lost, but not its blocks."""
+    repository = stores("cow")
+    source = MemorySource({"disk": disk("abcd")})
+    first = await back_up(repository, source)
+    damage_frame(repository, first, 2)
+    flip(repository.layout.revisions / f"{first.id}.disk.sum", hash_at(1))
+    await verify(repository, [first])
+    second = await back_up(repository, source)
+    verdicts = await verify(repository, [first, second])
+    assert [verdict.sound for verdict in verdicts] == [False, True]
+    assert content(repository, second) == disk("abcd")
 
 
 async def test_the_last_short_frame(packs: Repository) -> None:
