@@ -13,12 +13,12 @@ from backyfs.store.repository import Repository
 
 
 @contextmanager
-def decoding(*repositories: Repository) -> Iterator[None]:
-    """Within, they help with those that are `packs`: nothing of `cow` is decoded.
+def decoding(repository: Repository) -> Iterator[None]:
+    """Within, they help; nothing of `cow` is decoded.
 
     Enter it while the process has one thread: before sources, progress and trio.
     """
-    if all(repository.store != PACKS for repository in repositories):
+    if repository.store != PACKS:
         yield
         return
     from backyfs.store.packs.decoders import decoders
