@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import click
@@ -49,7 +50,7 @@ def command(session: Session, spec: str, quick: bool, progress: bool | None, as_
     )
     with (
         session.logging(repository),
-        decoding(repository),
+        nullcontext() if quick else decoding(repository),
         showing(session, progress, as_json=as_json) as shown,
     ):
         verdicts = run(verify, repository, records, quick=quick, progress=shown)

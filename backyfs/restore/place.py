@@ -147,8 +147,9 @@ def _usable(where: str, store: Path, force: bool) -> tuple[Path, int | None]:
     if (mode is None or stat.S_ISREG(mode)) and _among_devices(path):
         raise TargetError(f"{where} is no device", hint="see the devices there are with: lsblk")
     if mode is None:
-        if not path.parent.is_dir():
-            raise TargetError(f"no directory {path.parent}", hint="make it, or restore elsewhere")
+        directory = path if where.endswith("/") else path.parent
+        if not directory.is_dir():
+            raise TargetError(f"no directory {directory}", hint="make it, or restore elsewhere")
     elif stat.S_ISREG(mode):
         _refuse_while_written(path)
     elif stat.S_ISBLK(mode):

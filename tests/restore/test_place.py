@@ -38,6 +38,12 @@ def test_the_directory_of_a_new_file_must_exist(tmp_path: Path) -> None:
         to(tmp_path / "missing" / "disk.img", made(MIB, [0]))
 
 
+def test_a_name_that_ends_as_a_directorys_makes_no_file(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="no directory .*/missing"):
+        to(f"{tmp_path}/missing/", made(MIB, [0]))
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_is_restored_into_the_repository(tmp_path: Path) -> None:
     (tmp_path / "vm" / "revisions").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "vm" / "revisions" / "x.img")
