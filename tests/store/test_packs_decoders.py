@@ -282,9 +282,7 @@ def test_one_that_was_killed(
         assert read(image, 0, 16) == LAST[: 16 * FRAME]
     assert own.pids == []
     assert sum("is gone" in record.message for record in caplog.records) == 2
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    assert not any(_lives(str(pid)) for pid in pids)
     image.close()
 
 
@@ -324,6 +322,28 @@ def test_without_a_fork_server_nobody_is_replaced(
         assert server not in children(os.getpid())  # no zombie
     assert caplog.text.count("no process to decode with") == 1
     image.close()
+
+
+def test_their_processor_time_is_that_of_a_child(vm: Repository) -> None:
+    image = newest(vm)
+    before = _waited_for_s()
+    with decoders(count=2) as found:
+        while (spent := sum(map(_spent_s, found.pids))) < 0.1:
+            with ThreadPoolExecutor(2) as pool:
+                assert all(pool.map(lambda _: read(image, 0, 16) == LAST[: 16 * FRAME], range(8)))
+        os.kill(found.pids[0], signal.SIGKILL)
+    assert _waited_for_s() - before >= spent
+    image.close()
+
+
+def _spent_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _waited_for_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def children(pid: int) -> set[str]:

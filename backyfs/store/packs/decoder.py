@@ -35,15 +35,26 @@ def serve(sock: socket.socket, memory: memoryview) -> None:
     The answer is the number of the process, 0 where there could be none.
     """
     _be_alone(sock)
+    signal.signal(signal.SIGCHLD, lambda *_: _reap())
     gc.freeze()  # who looks through what is inherited has it copied, page by page
     with contextlib.suppress(OSError):
         while True:
             _, descriptors, *_ = socket.recv_fds(sock, 1, 1)
             if not descriptors:
+                _reap()
                 return
             with socket.socket(fileno=descriptors[0]) as theirs:
                 pid = _forked(theirs, memory)
             sock.send(str(pid).encode())
+
+
+def _reap() -> None:
+    """Take leave of those that have ended: their processor time counts as ours from then on, and
+    at our own end as that of the command.
+    """
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _forked(sock: socket.socket, memory: memoryview) -> int:
@@ -83,9 +94,8 @@ def decode(sock: socket.socket, memory: memoryview) -> None:
 def _be_alone(sock: socket.socket) -> None:
     """Have nothing to do with the process that we were forked from."""
     os.setpgid(0, 0)  # Ctrl-C is meant for the other one
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no child is waited for
     _close_all_but(sock.fileno())
 
 

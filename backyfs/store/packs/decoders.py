@@ -291,9 +291,10 @@ class _ForkServer:
         return self._life.over(0.0)
 
     def end(self) -> None:
-        """End it."""
+        """End it; by itself if it can, as it has to take leave of those it forked."""
         self._socket.close()
-        self._life.end()
+        if not self._life.over(END_S):
+            self._life.end()
         # Whoever started us may have had the kernel reap children by itself.
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._pid, os.WNOHANG)
