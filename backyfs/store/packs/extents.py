@@ -11,6 +11,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 from uuid import UUID
 
@@ -31,6 +32,7 @@ _KINDS = (1, 2, 3)
 _SEGMENTS, _EXTENTS, _GROUPS = _KINDS
 _ZSTD = 1
 _COLUMNS = 4
+"""Gaps, counts, segments, numbers: each of 32 bits an extent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,14 @@ class ExtentMap:
         self.size = size
         self.segments = segments
         self.groups = groups
-        self._firsts, self._counts = array("Q"), array("I")
-        self._segments, self._numbers = array("I"), array("I")
+        self._gaps, self._counts, self._segments, self._numbers = _columns()
+        position = 0
         for run in runs:
-            self._firsts.append(run.first)
+            self._gaps.append(run.first - position)
             self._counts.append(run.span)
             self._segments.append(run.segment)
             self._numbers.append(run.number)
+            position = run.first + run.span
 
     @property
     def frames(self) -> int:
@@ -77,7 +80,14 @@ class ExtentMap:
         return frame_count(self.size)
 
     def __len__(self) -> int:
-        return len(self._firsts)
+        return len(self._counts)
+
+    @cached_property
+    def _firsts(self) -> array[int]:
+        """The first frame of each extent; for who only wants to know the segments, never made."""
+        steps = array("I", bytes(2 * 4 * len(self)))
+        steps[::2], steps[1::2] = self._gaps, self._counts
+        return array("Q", itertools.accumulate(steps))[::2]
 
     def runs(self) -> Iterator[Run]:
         """All extents, without gaps."""
@@ -109,18 +119,11 @@ class ExtentMap:
 
     def encode(self, repository: UUID) -> bytes:
         """The bytes of the map's file."""
-        gaps = array("I")
-        position = 0
-        for first, count in zip(self._firsts, self._counts, strict=True):
-            gaps.append(first - position)
-            position = first + count
         columns = b"".join(
-            column.tobytes() for column in (gaps, self._counts, self._segments, self._numbers)
+            column.tobytes() for column in (self._gaps, self._counts, self._segments, self._numbers)
         )
         segments = b"".join(_SEGMENT.pack(s.name.encode(), s.count, s.root) for s in self.segments)
-        fixed = _FIXED.pack(
-            self.size, len(self._firsts), len(self.groups) // HASH, len(self.segments)
-        )
+        fixed = _FIXED.pack(self.size, len(self), len(self.groups) // HASH, len(self.segments))
         return _assembled(repository, fixed, (segments, columns, self.groups))
 
     @classmethod
@@ -152,17 +155,16 @@ class ExtentMap:
         return found
 
     def _load(self, columns: bytes, count: int) -> None:
-        parts = [array("I") for _ in range(_COLUMNS)]
+        parts = (self._gaps, self._counts, self._segments, self._numbers)
         for index, part in enumerate(parts):
             part.frombytes(columns[index * 4 * count : (index + 1) * 4 * count])
-        gaps, self._counts, self._segments, self._numbers = parts
-        ends = itertools.accumulate(map(int.__add__, gaps, self._counts))
-        self._firsts = array("Q", map(int.__sub__, ends, self._counts))
-        if count and (
-            self._firsts[-1] + self._counts[-1] > self.frames
-            or max(self._segments) >= len(self.segments)
-        ):
+        end = sum(self._gaps) + sum(self._counts)
+        if end > self.frames or max(self._segments, default=-1) >= len(self.segments):
             raise ValueError("an extent lies outside the disk or its segments")
+
+
+def _columns() -> Iterator[array[int]]:
+    return (array("I") for _ in range(_COLUMNS))
 
 
 def _assembled(repository: UUID, fixed: bytes, sections: tuple[bytes, ...]) -> bytes:
