@@ -231,13 +231,14 @@ async def test_a_map_that_names_the_wrong_frames_is_found(packs: Repository) -> 
 
     from blake3 import blake3
 
-    from backyfs.store.packs.extents import ExtentMap, Run
+    from backyfs.store.packs.extents import ExtentMap
+    from backyfs.store.packs.runs import Run, Runs
 
     (record,) = await history(packs, "abcd")
     path = packs.layout.revisions / f"{record.id}.disk.map"
     old = ExtentMap.decode(path.read_bytes(), "map")
     runs = [Run(n, 1, 0, {0: 1, 1: 0}.get(n, n)) for n in range(4)]
-    data = ExtentMap(old.size, old.segments, runs, old.groups).encode(packs.uuid)
+    data = ExtentMap(old.size, old.segments, Runs(runs), old.groups).encode(packs.uuid)
     path.chmod(0o640)
     path.write_bytes(data)
     files = {path.name: blake3(data).hexdigest()}

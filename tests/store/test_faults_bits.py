@@ -200,7 +200,7 @@ def test_a_map_with_a_matching_hash_is_still_looked_at(history: History) -> None
     for at in range(len(data)):
         try:
             found = ExtentMap.decode(flipped(data, at), "map")
-            for _ in found.runs():
+            for _ in found.runs:
                 pass
         except (Corrupt, Unsupported):
             continue

@@ -91,7 +91,7 @@ def _chain_problem(home: Segment, number: int, segments: dict[str, Segment]) -> 
 
 def _check_map(extent_map: ExtentMap, segments: dict[str, Segment]) -> Iterator[str]:
     position = 0
-    for run in extent_map.runs():
+    for run in extent_map.runs:
         ref = extent_map.segments[run.segment]
         home = segments.get(ref.name)
         if run.first < position or not run.span:

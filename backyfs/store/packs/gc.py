@@ -90,7 +90,7 @@ class Collector:
     def _mark(self, maps: Iterable[ExtentMap]) -> Marks:
         marks: Marks = {}
         for extent_map in maps:
-            for run in extent_map.runs():
+            for run in extent_map.runs:
                 ref = extent_map.segments[run.segment]
                 mark = marks.setdefault(ref.name, bytearray(ref.count))
                 mark[run.number : run.number + run.span] = b"\1" * run.span

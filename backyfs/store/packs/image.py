@@ -26,8 +26,9 @@ from backyfs.store.contract import StoredImage
 from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest, frame_count
 from backyfs.store.format import Place
 from backyfs.store.fs import is_medium_error, open_file, read_exactly
-from backyfs.store.packs.extents import GAP, ExtentMap, Run, SegmentRef
+from backyfs.store.packs.extents import ExtentMap, SegmentRef
 from backyfs.store.packs.library import PIECE_FRAMES, BadFrame, Chained, Frame, Library, Part
+from backyfs.store.packs.runs import GAP, Run
 from backyfs.store.quarantine import WHOLE, Bad, Quarantine
 from backyfs.store.record import DiskRecord
 
@@ -204,7 +205,7 @@ class PackImage:
     def _frames(self, first: int, count: int, place: memoryview | None = None) -> list[Frame]:
         """Frames [first, first + count) in pieces; with `place` in there, and parts of it."""
         frames: list[Frame] = []
-        runs = list(self.map.find(first, count))
+        runs = list(self.map.runs.find(first, count))
         if place is not None and self._library.read_elsewhere(self._parts(first, runs), place):
             return [place]
         for run in runs:
@@ -275,7 +276,7 @@ class PackImage:
         """Zeros when the range is a hole, else None."""
         self._check_range(offset, length)
         first, end = offset // FRAME, -(-(offset + length) // FRAME)
-        run = next(self.map.find(first, end - first), None)
+        run = next(self.map.runs.find(first, end - first), None)
         if run is None or (run.segment == GAP and run.span == end - first):
             return _MUCH_ZERO if length == len(_MUCH_ZERO) else bytes(length)
         return None
@@ -283,7 +284,7 @@ class PackImage:
     def extents(self) -> Iterator[Extent]:
         """Extents of whole frames that are stored, clipped to the size."""
         start = end = 0
-        for run in self.map.runs():
+        for run in self.map.runs:
             if run.first != end:
                 if end > start:
                     yield Extent(start * FRAME, (end - start) * FRAME)
@@ -297,7 +298,7 @@ class PackImage:
     def hashes(self, first: int, count: int) -> bytes:
         """Hashes of frames, 32 bytes each; zeros for zero frames. Corrupt."""
         parts = []
-        for run in self.map.find(first, count):
+        for run in self.map.runs.find(first, count):
             if run.segment == GAP:
                 parts.append(bytes(run.span * HASH))
             else:
@@ -318,7 +319,7 @@ class PackImage:
         pieces = (
             piece
             for first, count in ranges
-            for run in self.map.find(first, count)
+            for run in self.map.runs.find(first, count)
             if run.segment != GAP
             for piece in _pieces(run)
         )
@@ -367,7 +368,7 @@ class PackImage:
         """Extents stored elsewhere than `other`'s."""
         if not isinstance(other, PackImage):
             return self.extents()
-        runs = (part for run in self.map.runs() for part in self._apart(run, other))
+        runs = (part for run in self.map.runs for part in self._apart(run, other))
         clipped = (
             Extent(run.first * FRAME, min(run.span * FRAME, self.size - run.first * FRAME))
             for run in runs
@@ -377,7 +378,7 @@ class PackImage:
     def _apart(self, run: Run, other: PackImage) -> Iterator[Run]:
         """The parts of one of our runs that `other` does not have in the same place."""
         name = self.map.segments[run.segment].name
-        for theirs in other.map.find(run.first, run.span):
+        for theirs in other.map.runs.find(run.first, run.span):
             number = run.number + theirs.first - run.first
             if (
                 theirs.segment == GAP
@@ -399,12 +400,12 @@ class PackImage:
 
     def locate(self, frame: int) -> Bad | None:
         """Where a frame is stored; None when it is zero."""
-        run = next(self.map.find(frame, 1))
+        run = next(self.map.runs.find(frame, 1))
         return None if run.segment == GAP else Bad(self.map.segments[run.segment].name, run.number)
 
     def standing(self, first: int, count: int) -> Iterator[Standing]:
         """Frames [first, first + count) as they stand in the disk. Corrupt."""
-        for run in self.map.find(first, count):
+        for run in self.map.runs.find(first, count):
             if run.segment == GAP:
                 yield from itertools.repeat(ZERO, run.span)
                 continue

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from backyfs.errors import Corrupt
 from backyfs.store.packs import codec
-from backyfs.store.packs.extents import ExtentMap, Run
+from backyfs.store.packs.extents import ExtentMap
 from backyfs.store.packs.library import Library
 from backyfs.store.packs.packfile import Segment
+from backyfs.store.packs.runs import Run
 
 SHARED = 0xFFFF
 _NOBODY = 0
@@ -30,7 +31,7 @@ class Owners:
 
     def claim(self, owner: int, extent_map: ExtentMap) -> None:
         """`owner` needs all frames of the map. SHARED: several do."""
-        for run in extent_map.runs():
+        for run in extent_map.runs:
             ref = extent_map.segments[run.segment]
             self._claim_run(owner, self._segment(ref.name, ref.count), run)
 

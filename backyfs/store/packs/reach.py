@@ -11,9 +11,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 
 from backyfs.errors import Corrupt
-from backyfs.store.packs.extents import ExtentMap, Run, SegmentRef
+from backyfs.store.packs.extents import ExtentMap, SegmentRef
 from backyfs.store.packs.library import Library
 from backyfs.store.packs.packfile import PackFile, Segment
+from backyfs.store.packs.runs import Run
 from backyfs.store.quarantine import WHOLE, Bad
 
 _Places = Mapping[str, Collection[int]]
@@ -134,7 +135,7 @@ class Reach:
 def _hits(extent_map: ExtentMap, places: _Places) -> Iterator[tuple[int, Bad]]:
     """The frames of the map that lie at one of `places`."""
     names = [ref.name for ref in extent_map.segments]
-    for run in extent_map.runs() if places else ():
+    for run in extent_map.runs if places else ():
         name = names[run.segment]
         for number in _inside(run, places.get(name, ())):
             yield run.first + number - run.number, Bad(name, number)

@@ -21,10 +21,11 @@ from backyfs.store.digest import FAN_OUT, HASH, frame_count, group_count
 from backyfs.store.format import Place
 from backyfs.store.fs import prepare
 from backyfs.store.packs import codec
-from backyfs.store.packs.extents import GAP, ExtentMap, Run, SegmentRef, overlaid
+from backyfs.store.packs.extents import ExtentMap, SegmentRef
 from backyfs.store.packs.heal import Repairs
 from backyfs.store.packs.image import MAP_SUFFIX, ZERO, ZERO_FRAME, PackImage, Standing
 from backyfs.store.packs.library import Library
+from backyfs.store.packs.runs import GAP, Run, Runs, overlaid
 from backyfs.store.packs.segment import Prepared, SegmentWriter
 from backyfs.store.quarantine import Bad
 
@@ -186,7 +187,7 @@ class PackDiskWriter:
         covered = min(first + count, self.parent.image.map.frames)
         removed = [
             Run(run.first, run.span, GAP, 0)
-            for run in self.parent.image.map.find(first, covered - first)
+            for run in self.parent.image.map.runs.find(first, covered - first)
             if run.segment != GAP
         ]
         if removed:
@@ -212,23 +213,17 @@ class PackDiskWriter:
 
     def new_map(self, finished: list[SegmentRef]) -> ExtentMap:
         """The disk's map, with the parent's level-1 hashes still in place of the changed ones."""
-        base = self.parent.image.map if self.parent else None
-        changes = sorted(self._changes)
-        runs = list(overlaid(base.runs() if base else (), changes, self._frames))
-        old = base.segments if base else []
-        used: dict[int, int] = {}
-        segments: list[SegmentRef] = []
-        renumbered = []
-        for run in runs:
-            index = used.get(run.segment)
-            if index is None:
-                index = used[run.segment] = len(segments)
-                later = run.segment - _LATER
-                segments.append(finished[later] if later >= 0 else old[run.segment])
-            renumbered.append(Run(run.first, run.span, index, run.number))
-        groups = (base.groups if base else b"")[: group_count(self.size) * HASH]
+        base = self.parent.image.map if self.parent else ExtentMap(0, (), Runs(), b"")
+        runs = overlaid(base.runs, sorted(self._changes), self._frames)
+        used = list(dict.fromkeys(runs.segments))
+        runs.renumber({number: index for index, number in enumerate(used)})
+        segments = [
+            finished[number - _LATER] if number >= _LATER else base.segments[number]
+            for number in used
+        ]
+        groups = base.groups[: group_count(self.size) * HASH]
         return ExtentMap(
-            self.size, segments, renumbered, groups.ljust(group_count(self.size) * HASH, b"\0")
+            self.size, segments, runs, groups.ljust(group_count(self.size) * HASH, b"\0")
         )
 
     def changed_groups(self) -> list[int]:
