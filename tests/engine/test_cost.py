@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from backyfs.model import FRAME
 from backyfs.store.repository import Repository
 from tests.images import sparse_image
 
@@ -70,3 +71,12 @@ def test_many_cores(packs: Repository, tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(random.Random(1).randbytes(MIB) * 300)
     assert back_up_outside(packs, image, cores=64)["rss"] < RSS_MAX / 2
+
+
+def test_much_that_compresses_to_nothing(packs: Repository, tmp_path: Path) -> None:
+    """Small frames that wait to be written keep no large blocks of memory apart."""
+    image = tmp_path / "disk.img"
+    with image.open("wb") as stream:
+        for number in range(1, 16384):
+            stream.write(number.to_bytes(8, "little").ljust(FRAME, b"\0"))
+    assert back_up_outside(packs, image)["rss"] < RSS_MAX / 4

@@ -36,6 +36,9 @@ DIRTY_BYTES_MAX = 256 << 20
 WRITEBACK_BYTES = 16 << 20
 WRITE_BYTES = 1 << 20
 """Bytes that are collected for one call: patches are small, and each comes by itself."""
+PIECES_MAX = 64
+"""Pieces that are collected: each was compressed in room for a whole frame, and as long as it is in
+use, what it left of that is fit for nothing else."""
 
 
 class PackWriter:
@@ -55,7 +58,7 @@ class PackWriter:
             raise
 
     def write(self, *pieces: bytes | bytearray) -> None:
-        """Append bytes at `at`, which must not change any more; up to WRITE_BYTES are kept back.
+        """Append bytes at `at`, which must not change any more; some are kept back.
 
         After a failure nothing more can be written: it would lie at the wrong place. Whoever
         tries, in another thread, fails for the same reason.
@@ -64,7 +67,7 @@ class PackWriter:
             raise self._failure
         self._waiting += pieces
         self.at += sum(map(len, pieces))
-        if self.at - self._written >= WRITE_BYTES:
+        if self.at - self._written >= WRITE_BYTES or len(self._waiting) >= PIECES_MAX:
             self._write()
 
     def _write(self) -> None:
