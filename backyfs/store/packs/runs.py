@@ -42,6 +42,30 @@ class Run(NamedTuple):
         return Run(start, min(self.end, end) - start, self.segment, number)
 
 
+class Scattered:
+    """Runs as they come, in any order, none overlapping: 24 bytes each; read in the disk's."""
+
+    def __init__(self) -> None:
+        self._firsts, self._spans = array("Q"), array("I")
+        self._segments, self._numbers = array("q"), array("I")
+
+    def __len__(self) -> int:
+        return len(self._firsts)
+
+    def add(self, runs: Iterable[Run]) -> None:
+        """Note some more."""
+        for run in runs:
+            self._firsts.append(run.first)
+            self._spans.append(run.span)
+            self._segments.append(run.segment)
+            self._numbers.append(run.number)
+
+    def __iter__(self) -> Iterator[Run]:
+        columns = (self._firsts, self._spans, self._segments, self._numbers)
+        for index in sorted(range(len(self)), key=self._firsts.__getitem__):
+            yield Run(*(column[index] for column in columns))
+
+
 class Runs:
     """Runs of stored frames, sorted; none overlap, and those that continue each other are one."""
 

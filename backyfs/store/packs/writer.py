@@ -25,7 +25,7 @@ from backyfs.store.packs.extents import ExtentMap, SegmentRef
 from backyfs.store.packs.heal import Repairs
 from backyfs.store.packs.image import MAP_SUFFIX, ZERO, ZERO_FRAME, PackImage, Standing
 from backyfs.store.packs.library import Library
-from backyfs.store.packs.runs import GAP, Run, Runs, overlaid
+from backyfs.store.packs.runs import GAP, Run, Runs, Scattered, overlaid
 from backyfs.store.packs.segment import Prepared, SegmentWriter
 from backyfs.store.quarantine import Bad
 
@@ -61,7 +61,7 @@ class PackDiskWriter:
         self._repairs = repairs
         self._frames = frame_count(size)
         self._lock = threading.Lock()
-        self._changes: list[Run] = []
+        self._changes = Scattered()
         self._required = set(self._required_frames())
 
     def _required_frames(self) -> Iterator[int]:
@@ -177,7 +177,7 @@ class PackDiskWriter:
                 for index, frame in enumerate(places)
             ]
         with self._lock:
-            self._changes += _joined(changes)
+            self._changes.add(_joined(changes))
 
     def zero(self, offset: int, length: int) -> int:
         """Make whole frames zero; returns the bytes of those that were not."""
@@ -192,7 +192,7 @@ class PackDiskWriter:
         ]
         if removed:
             with self._lock:
-                self._changes += removed
+                self._changes.add(removed)
         return sum(self._length(range(run.first, run.first + run.span)) for run in removed)
 
     # After all frames are here
@@ -214,7 +214,7 @@ class PackDiskWriter:
     def new_map(self, finished: list[SegmentRef]) -> ExtentMap:
         """The disk's map, with the parent's level-1 hashes still in place of the changed ones."""
         base = self.parent.image.map if self.parent else ExtentMap(0, (), Runs(), b"")
-        runs = overlaid(base.runs, sorted(self._changes), self._frames)
+        runs = overlaid(base.runs, self._changes, self._frames)
         used = list(dict.fromkeys(runs.segments))
         runs.renumber({number: index for index, number in enumerate(used)})
         segments = [
