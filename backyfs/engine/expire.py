@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from backyfs.config.schedule import Schedule
 from backyfs.engine.retention import Candidate, Decision, decide
+from backyfs.errors import NoRevision
 from backyfs.store.record import Record, State
+from backyfs.store.removal import Removal
 from backyfs.store.repository import Repository
 
 
@@ -16,7 +19,8 @@ from backyfs.store.repository import Repository
 class Expiry:
     """What expiry did, or (dry run) would do, by revision id.
 
-    `in_use`: due, but somebody reads it; `kept`: due, but a tag was set meanwhile.
+    `in_use`: due, but somebody reads it; `kept`: was due and is not any more: a tag was set
+    meanwhile, or newer revisions were removed.
     """
 
     decisions: list[Decision]
@@ -54,27 +58,49 @@ def expire(
     Space is freed by `purge`. Revisions with open readers stay and are due again the next time;
     so do those whose state cannot be read, since a tag in it may protect them.
     """
-    made = [
-        decision
-        for decision in decisions(repository, schedule, now, explain=dry_run)
-        if not repository.state_problem(decision.revision)
-    ]
+    made = _made(repository, schedule, now, explain=dry_run)
     due = [decision.revision for decision in made if decision.remove]
     if dry_run:
         return Expiry(made, removed=due)
-    removal = repository.remove(due, unless=_tags_besides(made), wait_s=wait_s) if due else None
+    removal, kept = Removal(), list[str]()
+    if due:
+        expired = {decision.revision: decision.expired for decision in made}
+        still = _still(repository, schedule, now, due)
+        removal = repository.remove(still, unless=_tags_besides(expired), wait_s=wait_s)
+        there = {record.id for record in repository.revisions()}
+        kept = [revision for revision in due if revision in there - set(removal.in_use)]
     for decision in made:
         if decision.expired and not decision.remove:
-            repository.update_state(decision.revision, _without(decision.expired))
-    if removal is None:
-        return Expiry(made)
-    return Expiry(made, removal.removed, removal.in_use, removal.kept)
+            with contextlib.suppress(NoRevision):  # gone meanwhile
+                repository.update_state(decision.revision, _without(decision.expired))
+    return Expiry(made, removal.removed, removal.in_use, kept)
 
 
-def _tags_besides(made: list[Decision]) -> Callable[[Record, State], bool]:
+def _made(
+    repository: Repository, schedule: Schedule, now: datetime, *, explain: bool = False
+) -> list[Decision]:
+    """The decisions that may be carried out."""
+    return [
+        decision
+        for decision in decisions(repository, schedule, now, explain=explain)
+        if not repository.state_problem(decision.revision)
+    ]
+
+
+def _still(
+    repository: Repository, schedule: Schedule, now: datetime, due: Collection[str]
+) -> Iterator[str]:
+    """Those that are due when the first is asked for: while the writer's lock was waited for, some
+    may have gone, or become the newest good one.
+    """
+    for decision in _made(repository, schedule, now):
+        if decision.remove and decision.revision in due:
+            yield decision.revision
+
+
+def _tags_besides(expired: Mapping[str, tuple[str, ...]]) -> Callable[[Record, State], bool]:
     """Whether a revision has tags that were not there when it was decided to go."""
-    expired = {decision.revision: set(decision.expired) for decision in made}
-    return lambda record, state: bool(set(state.tags) - expired[record.id])
+    return lambda record, state: bool(set(state.tags) - set(expired[record.id]))
 
 
 def _without(tags: tuple[str, ...]) -> Callable[[State], State]:

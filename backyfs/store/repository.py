@@ -293,7 +293,8 @@ class Repository:
     ) -> Removal:
         """Remove revisions; those with open readers stay unless `force`.
 
-        `unless` is asked again under the state's lock: a tag set meanwhile protects.
+        `revisions` is asked for them when the writer's lock is held: nobody else makes or removes
+        any then. `unless` is asked again under the state's lock: a tag set meanwhile protects.
         """
         with self.writing(wait_s):
             remover = Remover(self.layout, self.ledger, self.format, self.fs)

@@ -102,6 +102,45 @@ async def test_a_tag_set_meanwhile_protects(
     assert packs.state(records[0]).tags == ("daily", "manual:wait")
 
 
+async def test_what_went_meanwhile_is_no_error(
+    packs: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two purges of one VM: the second waited for the lock, and has less to do then."""
+    records = await daily(packs, [["daily", "weekly"], *[["daily"]] * 5])
+    remove = packs.remove
+
+    def waited(*args: object, **kwargs: object) -> object:
+        remove([records[0].id, records[1].id])
+        return remove(*args, **kwargs)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packs, "remove", waited)
+        result = purge(packs, SCHEDULE, NOW).expiry
+    assert result.removed == [records[2].id, records[3].id]
+    assert (result.in_use, result.kept) == ([], [])
+    assert packs.revisions() == records[4:]
+    sound(packs)
+
+
+async def test_what_protects_is_looked_for_again_when_the_lock_is_held(
+    packs: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile somebody removed the newest: one that was due is the last good one now."""
+    records = await daily(packs, [["old"]] * 3)
+    distrust(packs, [records[0]], "by hand")
+    remove = packs.remove
+
+    def waited(*args: object, **kwargs: object) -> object:
+        remove([records[2].id])
+        return remove(*args, **kwargs)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packs, "remove", waited)
+        result = expire(packs, SCHEDULE, NOW)
+    assert (result.removed, result.kept) == ([records[0].id], [records[1].id])
+    assert packs.revisions() == [records[1]]
+
+
 async def test_a_writer_makes_it_busy(packs: Repository) -> None:
     await daily(packs, [["daily"]] * 6)
     with packs.writing(), pytest.raises(Busy):
