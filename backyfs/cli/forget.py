@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import click
 
@@ -53,9 +53,12 @@ def command(
     question = f"Remove {count} of {repository.name} for good?"
     consent.ask(question, list(doomed.values()), yes=yes)
     with session.logging(repository):
-        removal = repository.remove(doomed, force=force, wait_s=wait_s)
+        still = _still(repository, doomed, force)
+        removal = repository.remove(still, force=force, wait_s=wait_s)
     for revision in removal.removed:
         _print("forgotten", revision, doomed[revision], as_json)
+    for revision in doomed.keys() - {*removal.removed, *removal.in_use}:
+        output.warn(f"{revision} was removed by somebody else meanwhile", as_json=as_json)
     _complain(removal)
 
 
@@ -69,6 +72,18 @@ def _doomed(repository: Repository, spec: str, force: bool, as_json: bool) -> di
     if not force:
         _keep_one_good(repository, states)
     return {record.id: _line(record, states[record.id]) for record in records}
+
+
+def _still(repository: Repository, doomed: Collection[str], force: bool) -> Iterator[str]:
+    """What is there when the first is asked for: others may have removed some since we asked."""
+    entries = repository.ledger.entries()
+    there = [revision for revision in doomed if revision in entries]
+    if not force:
+        records = (entries[revision] for revision in there)
+        _keep_one_good(
+            repository, {r.id: repository.state(r) for r in records if isinstance(r, Record)}
+        )
+    yield from there
 
 
 def _line(record: Record, state: State) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -299,6 +301,40 @@ def test_forget_while_somebody_reads(vm: Vm) -> None:
         on(vm, "forget", "-y", "--force", "-r", "first")
         assert content + reader.stdout.read() == vm.contents[0]
     assert reader.returncode == 0
+
+
+def test_forget_looks_again_when_it_is_its_turn(vm: Vm) -> None:
+    """Somebody else removed one of two while it waited: the other goes, but not as the last."""
+    first, second, third = vm.ids
+    arguments = [PROGRAM, "-b", vm.directory, "forget", "-y", "--wait", "60", "-r"]
+
+    def forget(spec: str, gone: str) -> tuple[int, str, str]:
+        with open(vm.directory / "lock", "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            command = [*arguments, spec]
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            ) as process:
+                while not waits_for(process.pid, vm.directory / "lock"):
+                    time.sleep(0.01)
+                (vm.directory / "revisions" / f"{gone}.json").unlink()
+                fcntl.flock(stream, fcntl.LOCK_UN)
+                out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    code, out, err = forget(f"{first},{second}", gone=first)
+    assert (code, out.startswith(f"forgotten: {second}")) == (0, True)
+    assert f"{first} was removed by somebody else meanwhile" in err
+    on(vm, "backup")
+    third, fourth = vm.ids
+    code, out, err = forget(third, gone=fourth)
+    assert (code, out) == (2, "")
+    assert "no trusted revision any more" in err
+    assert vm.ids == [third]
+
+
+def waits_for(pid: int, path: Path) -> bool:
+    return any(os.path.realpath(link) == str(path) for link in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def test_tags(vm: Vm) -> None:
