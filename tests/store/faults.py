@@ -319,6 +319,22 @@ class FailAt(Torn):
         raise OSError(self._code, os.strerror(self._code))
 
 
+@contextlib.contextmanager
+def unreadable(monkeypatch: pytest.MonkeyPatch, *places: tuple[Path, int, int]) -> Iterator[None]:
+    """While entered, the medium does not give these parts (from, to) of files."""
+    pread = os.pread
+
+    def failing(fd: int, length: int, offset: int) -> bytes:
+        name = os.readlink(f"/proc/self/fd/{fd}")
+        if any(str(p) == name and offset < end and offset + length > at for p, at, end in places):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(fd, length, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", failing)
+        yield
+
+
 Operation = Callable[[Fs], object]
 
 

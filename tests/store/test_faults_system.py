@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,3 +182,31 @@ def test_errors_of_the_medium_in_tables_and_maps(
         for file in history.path.glob("quarantine/*"):
             file.unlink()
     faults.check(history.path, history.contents)
+
+
+@pytest.mark.parametrize("end", ["first", "last"])
+def test_either_end_of_a_pack(
+    tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header costs nothing; of the table there is another footer, and what else is lost are
+    the frames that the block tells of.
+    """
+    repository = Repository.create(tmp_path / "vm", "packs")
+    data = random.Random(1).randbytes(400 * FRAME)
+    record = faults.store(repository, 0, {"disk": data})
+    (pack,) = repository.layout.packs.iterdir()
+    size = pack.stat().st_size
+    place = (pack, 0, 96) if end == "first" else (pack, (size - 1) // 4096 * 4096, size)
+    disk = record.disks["disk"]
+    with (
+        faults.unreadable(monkeypatch, place),
+        closing(repository.format.open(record, disk, check=True)) as image,
+    ):
+        bad = image.check(0, 400)
+        assert bad == ([] if end == "first" else list(range(400 - len(bad), 400)))
+        assert len(bad) <= 4096 // 32
+        sound = (400 - len(bad)) * FRAME
+        assert image.read(0, sound) == data[:sound]
+    with closing(repository.format.open(record, disk, check=True)) as image:
+        assert image.check(0, 400) == []
+    assert repository.damage() == {}

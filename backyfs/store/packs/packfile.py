@@ -6,6 +6,7 @@ Never mapped into memory: a file that is truncated under us must give an error, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import threading
@@ -40,6 +41,9 @@ TABLE_CACHE_BYTES_MAX = 32 << 20
 _PAGE_OVERHEAD = 272
 """What Python takes for a page besides its bytes; those of small packs have few of them."""
 _SCAN_BYTES = 1 << 20
+_BLOCK = 4096
+_UNREADABLE_MAX = 16
+"""Blocks of a pack that may be unreadable while its footer is looked for: each takes seconds."""
 _serial = itertools.count()
 
 
@@ -87,6 +91,7 @@ class PackFile:
         try:
             status = os.fstat(self.fd)
             self.inode, self.bytes = (status.st_dev, status.st_ino), status.st_size
+            self._failures: list[int] = []
             self._check_header()
             self.footer = self._read_footer()
             self.descriptors = {found.name: found for found in self.footer.segments}
@@ -101,28 +106,33 @@ class PackFile:
     def _check_header(self) -> None:
         # The header's damage costs no data: only an unknown version or feature stops us.
         with contextlib.suppress(Corrupt):
-            Header.decode(os.pread(self.fd, HEADER_BYTES, 0), PACK_MAGIC, str(self.path))
+            Header.decode(self._given(HEADER_BYTES, 0), PACK_MAGIC, str(self.path))
 
     def _read_footer(self) -> Footer:
         with contextlib.suppress(Corrupt, EOFError):
-            length = footer_length(os.pread(self.fd, TAIL_BYTES, max(0, self.bytes - TAIL_BYTES)))
+            length = footer_length(self._given(TAIL_BYTES, max(0, self.bytes - TAIL_BYTES)))
             if length and length + TAIL_BYTES <= self.bytes:
                 return self._footer_at(self.bytes - TAIL_BYTES - length, length)
         return self._find_footer()
 
     def _footer_at(self, at: int, length: int) -> Footer:
-        return decode_footer(read_exactly(self.fd, length, at), self.path.name)
+        return decode_footer(self._given(length, at), self.path.name)
 
     def _find_footer(self) -> Footer:
-        """Look backwards for any intact copy of the footer: the end of the file is damaged."""
+        """Look backwards for any intact copy of the footer: the end of the file is damaged.
+
+        Corrupt; OSError where the medium does not give what may be one.
+        """
         for start, end in self._windows():
-            window = os.pread(self.fd, end - start + len(FOOTER_MAGIC) - 1, start)
+            window = self._given(end - start + len(FOOTER_MAGIC) - 1, start)
             at = len(window)
             while (at := window.rfind(FOOTER_MAGIC, 0, at)) >= 0:
                 with contextlib.suppress(Corrupt, UnicodeDecodeError, EOFError):
-                    length = int.from_bytes(os.pread(self.fd, 4, start + at + 8), "little")
+                    length = int.from_bytes(self._given(4, start + at + 8), "little")
                     if length <= self.bytes:
                         return self._footer_at(start + at, length)
+        if self._failures:  # it may well be read the next time
+            raise OSError(self._failures[0], os.strerror(self._failures[0]))
         raise Corrupt(f"packs/{self.path.name}: its table is damaged or cut off")
 
     def _windows(self) -> Iterator[tuple[int, int]]:
@@ -141,6 +151,29 @@ class PackFile:
                 found.append((start, at))
         return found
 
+    def _given(self, length: int, offset: int) -> bytes:
+        """As `pread`; blocks that the medium does not give are zeros, if they are few."""
+        try:
+            return os.pread(self.fd, length, offset)
+        except OSError as exc:
+            if not is_medium_error(exc):
+                raise
+        parts, end = [], min(offset + length, self.bytes)
+        while offset < end:
+            stop = min(offset // _BLOCK * _BLOCK + _BLOCK, end)
+            parts.append(self._block(stop - offset, offset))
+            offset = stop
+        return b"".join(parts)
+
+    def _block(self, length: int, offset: int) -> bytes:
+        try:
+            return os.pread(self.fd, length, offset)
+        except OSError as exc:
+            self._failures.append(exc.errno or errno.EIO)
+            if not is_medium_error(exc) or len(self._failures) > _UNREADABLE_MAX:
+                raise
+            return bytes(length)
+
     def pread(self, length: int, offset: int) -> bytes:
         """`length` bytes of the file, or fewer at its end."""
         # An offset that no file can have is an error of the call, and no word of the file.
@@ -157,6 +190,7 @@ class Segment:
         self.root = descriptor.root
         self._at = descriptor
         self._serial = next(_serial)
+        self._unreadable: set[int] = set()
 
     @property
     def cut_off(self) -> bool:
@@ -165,38 +199,69 @@ class Segment:
         end = max(at.entries_at + self.count * ENTRY.size, at.hashes_at + self.count * HASH)
         return end > self.pack.bytes
 
-    def _page(self, number: int) -> tuple[bytes, int]:
-        """The page with entries, then hashes, and how many entries it has."""
+    def _page(self, number: int) -> bytes | None:
+        """The page with a frame's entry: entries, then hashes.
+
+        None where the medium does not give all of it: what is wanted may be in the rest.
+        """
         page = number // PAGE
         count = min(PAGE, self.count - page * PAGE)
         cached = _pages.get((self._serial, page))
-        if cached is None:
-            entries_at = self._at.entries_at + page * PAGE * ENTRY.size
-            hashes_at = self._at.hashes_at + page * PAGE * HASH
+        if cached is None and page not in self._unreadable:
             try:
-                # An offset that no file can have is an error of the call, not the end of the file.
-                if max(entries_at, hashes_at) > self.pack.bytes:
-                    raise EOFError
-                cached = read_exactly(self.pack.fd, count * ENTRY.size, entries_at) + read_exactly(
-                    self.pack.fd, count * HASH, hashes_at
-                )
-            except EOFError as exc:
-                raise Corrupt(f"packs/{self.pack.path.name}: its table is cut off") from exc
+                cached = self._read(self._at.entries_at, ENTRY.size, page * PAGE, count)
+                cached += self._read(self._at.hashes_at, HASH, page * PAGE, count)
             except OSError as exc:
                 if not is_medium_error(exc):
                     raise
-                raise Corrupt(
-                    f"packs/{self.pack.path.name}: its table cannot be read: {exc.strerror}"
-                ) from exc
+                self._unreadable.add(page)
+                return None
             _pages.put((self._serial, page), cached)
-        return cached, count
+        return cached
+
+    def _read(self, column_at: int, size: int, number: int, count: int) -> bytes:
+        """A part of a column of the table. Corrupt where the file ends before, OSError."""
+        at = column_at + number * size
+        try:
+            # An offset that no file can have is an error of the call, not the end of the file.
+            if at > self.pack.bytes:
+                raise EOFError
+            return read_exactly(self.pack.fd, count * size, at)
+        except EOFError as exc:
+            raise Corrupt(f"packs/{self.pack.path.name}: its table is cut off") from exc
+
+    def _read_alone(self, column_at: int, size: int, number: int, count: int) -> bytes:
+        """As `_read`, of a page that cannot be read as a whole. Corrupt."""
+        try:
+            return self._read(column_at, size, number, count)
+        except OSError as exc:
+            if not is_medium_error(exc):
+                raise
+            raise Corrupt(
+                f"packs/{self.pack.path.name}: its table cannot be read: {exc.strerror}"
+            ) from exc
+
+    def _entries(self, number: int, count: int) -> bytes:
+        """Entries of one page as they stand in the file."""
+        page = self._page(number)
+        if page is None:
+            return self._read_alone(self._at.entries_at, ENTRY.size, number, count)
+        start = number % PAGE * ENTRY.size
+        return page[start : start + count * ENTRY.size]
+
+    def _hashes(self, number: int, count: int) -> bytes:
+        """Hashes of one page."""
+        page = self._page(number)
+        if page is None:
+            return self._read_alone(self._at.hashes_at, HASH, number, count)
+        start = len(page) // (ENTRY.size + HASH) * ENTRY.size + number % PAGE * HASH
+        return page[start : start + count * HASH]
 
     def entry(self, number: int) -> Entry:
         """The entry of a frame; ValueError for a number the segment does not have."""
         if not 0 <= number < self.count:
             raise ValueError(f"segment {self.name} has no frame {number}")
-        page, _ = self._page(number)
-        return ENTRY.unpack_from(page, number % PAGE * ENTRY.size)
+        return ENTRY.unpack(self._entries(number, 1))
 
     def stored_bytes(self, entry: Entry) -> int:
         """The stored size in an entry of ours; 0 where it is dead, or damaged beyond belief."""
@@ -210,11 +275,8 @@ class Segment:
             raise ValueError(f"segment {self.name} has no frames {number}+{count}")
         found: list[Entry] = []
         while count:
-            page, _ = self._page(number)
-            start = number % PAGE
-            n = min(count, PAGE - start)
-            view = memoryview(page)[start * ENTRY.size : (start + n) * ENTRY.size]
-            found += ENTRY.iter_unpack(view)
+            n = min(count, PAGE - number % PAGE)
+            found += ENTRY.iter_unpack(self._entries(number, n))
             number, count = number + n, count - n
         return found
 
@@ -230,11 +292,10 @@ class Segment:
         """
         low = {index & 0xFF for index in wanted}
         for first in range(0, self.count, PAGE):
-            page, count = self._page(first)
+            entries = self._entries(first, min(PAGE, self.count - first))
             # Most pages are ruled out by one byte of each entry, without taking them apart.
-            if low.isdisjoint(page[_BASE_LOW : count * ENTRY.size : ENTRY.size]):
+            if low.isdisjoint(entries[_BASE_LOW :: ENTRY.size]):
                 continue
-            entries = memoryview(page)[: count * ENTRY.size]
             for number, entry in enumerate(ENTRY.iter_unpack(entries), start=first):
                 if entry[2] == codec.PATCH and entry[7] in wanted.get(entry[5], ()):
                     yield number
@@ -245,11 +306,8 @@ class Segment:
             raise ValueError(f"segment {self.name} has no frames {number}+{count}")
         parts = []
         while count:
-            page, in_page = self._page(number)
-            start = number % PAGE
-            n = min(count, PAGE - start)
-            at = in_page * ENTRY.size + start * HASH
-            parts.append(page[at : at + n * HASH])
+            n = min(count, PAGE - number % PAGE)
+            parts.append(self._hashes(number, n))
             number, count = number + n, count - n
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
