@@ -179,3 +179,34 @@ def segments_in(path: Path) -> list[str]:
     pack = PackFile(path)
     pack.close()
     return [descriptor.name for descriptor in pack.footer.segments]
+
+
+def test_packs_with_frames_that_cannot_be_read_are_not_merged(
+    history: History, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Should the medium give the frames again, they are there; all else of gc is done."""
+    remove(history, 0, 1)
+    starts = [(path, 96, 97) for path in (history.path / "packs").iterdir()]
+    before = packs(history)
+    with faults.unreadable(monkeypatch, *starts):
+        report = history.open().gc()
+    assert (report.merged_files, report.written_files) == (0, 0)
+    told = {item.message: str(item.args) for item in caplog.records}
+    assert "offset 96: cannot be read" in told["packs are not merged"]
+    assert packs(history) <= before
+    faults.check(history.path, history.contents)
+    assert history.open().gc().merged_files > 0
+    faults.check(history.path, history.contents)
+
+
+def test_a_pack_that_the_medium_does_not_give_goes_when_nobody_needs_it(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = faults.frames(*range(300, 310))
+    history.add({"root": new, "data": new[:FRAME]})
+    kept = {name for name in packs(history) if name.startswith(revision_id(7))}
+    remove(history, *range(7))
+    lost = [(history.path / "packs" / name, 0, 1 << 30) for name in packs(history) - kept]
+    with faults.unreadable(monkeypatch, *lost):
+        assert history.open().gc().removed_files == len(lost)
+    faults.check(history.path, history.contents)

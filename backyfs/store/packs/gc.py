@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from backyfs.extents import merged
 from backyfs.model import Extent
 from backyfs.store import space
 from backyfs.store.format import GcReport, Place
-from backyfs.store.fs import open_file
+from backyfs.store.fs import allocated, is_medium_error, open_file
 from backyfs.store.packs import codec
 from backyfs.store.packs.extents import ExtentMap
 from backyfs.store.packs.library import MERGED_PREFIX, PACK_SUFFIX
@@ -30,6 +31,8 @@ from backyfs.store.packs.rewrite import Rewriter
 from backyfs.store.packs.segment import SEGMENT_BYTES_MAX
 from backyfs.store.packs.table import NAMES_MAX
 from backyfs.store.quarantine import WHOLE
+
+log = logging.getLogger(__name__)
 
 FILES_BASE = 64
 FILE_BYTES = 512 << 20
@@ -182,7 +185,7 @@ class Collector:
         gone = self.dead_packs()
         # Everything that is needed was found elsewhere, so what cannot be read is not needed.
         paths = [use.pack.path for use in gone] + self._unreadable
-        freed = sum(path.stat().st_size for path in paths)
+        freed = sum(map(allocated, self._unreadable)) + sum(use.pack.bytes for use in gone)
         if not dry_run:
             self._unlink(paths)
         self._packs = [use for use in self._packs if use not in gone]
@@ -196,7 +199,10 @@ class Collector:
         elif group:
             try:
                 freed += max(0, before - self._merge(group))
-            except NoSpace:  # a quota, perhaps, that the file system does not show
+            except (NoSpace, Corrupt) as exc:
+                # A quota, perhaps, that the file system does not show; or a frame that is needed
+                # and cannot be read: the packs stay as they are.
+                log.warning("packs are not merged", {"reason": exc.args[0]})
                 group = []
                 freed += self._punch(dry_run)
         if not dry_run:
@@ -318,7 +324,9 @@ def _open_all(directory: Path) -> tuple[list[PackUse], list[Path]]:
         for path in sorted(directory.glob(f"*{PACK_SUFFIX}")):
             try:
                 pack = PackFile(path)
-            except Corrupt:
+            except (Corrupt, OSError) as exc:
+                if isinstance(exc, OSError) and not is_medium_error(exc):
+                    raise
                 unreadable.append(path)
                 continue
             segments = [Segment(pack, descriptor) for descriptor in pack.footer.segments]

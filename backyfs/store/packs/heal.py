@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
+from collections.abc import Mapping
 
 from blake3 import blake3
 
@@ -70,18 +71,29 @@ class Repairs:
                     self._sound[pack] = False
             return self._sound[pack]
 
-    def apply(self) -> None:
-        """Rewrite the packs that hold the damaged frames and clear their quarantine records."""
+    def apply(self) -> Mapping[Bad, Replacement]:
+        """Rewrite the packs that hold the damaged frames and clear their quarantine records.
+
+        Returns the frames of packs that cannot be rewritten: they are to be stored anew.
+        """
         by_pack: defaultdict[PackFile, Replacements] = defaultdict(dict)
         for bad, replacement in self._frames.items():
             pack = self._library.segment(bad.unit).pack
             by_pack[pack][bad.unit, bad.number] = replacement
+        left: dict[Bad, Replacement] = {}
         for pack, replacements in by_pack.items():
-            self._rewrite(pack, replacements)
+            try:
+                self._rewrite(pack, replacements)
+            except Corrupt as exc:  # another frame, which may well be readable the next time
+                log.warning("damaged frames cannot be put back", {"reason": exc.reason})
+                left |= {Bad(*place): frame for place, frame in replacements.items()}
+        for bad in left:
+            del self._frames[bad]
         for bad in self._frames:
             self._place.quarantine.clear(bad)
         if self._frames:
             log.warning("damaged frames put right from the source", {"frames": len(self._frames)})
+        return left
 
     def notes(self) -> list[str]:
         """What is worth remembering of it, once it was applied."""

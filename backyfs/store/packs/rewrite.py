@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from backyfs.errors import Corrupt
 from backyfs.store.digest import HASH
 from backyfs.store.format import Place
+from backyfs.store.fs import is_medium_error
 from backyfs.store.packs import codec
 from backyfs.store.packs.packfile import Segment
 from backyfs.store.packs.segment import PackWriter
@@ -40,7 +42,11 @@ class Rewriter:
         self._indices: dict[str, int] = {}
 
     def write(self, segments: Sequence[Segment], keep: Keep, replacements: Replacements) -> None:
-        """Copy all segments and publish the file; its directory is the caller's to sync."""
+        """Copy all segments and publish the file; its directory is the caller's to sync.
+
+        Corrupt, with nothing published, where stored bytes cannot be read: the medium may give them
+        another time, and a copy would be without them for good.
+        """
         try:
             for segment in segments:
                 self._index(segment.name)
@@ -78,7 +84,7 @@ class Rewriter:
         # size is too large may still be readable.
         size = min(size, codec.STORED_BYTES_MAX)
         inside = offset < segment.pack.footer.table_at
-        stored = segment.pack.pread(size, offset) if inside else b""
+        stored = _stored(segment, size, offset) if inside else b""
         known = kind == codec.PATCH and base < len(segment.pack.footer.names)
         index = self._index(segment.pack.footer.names[base]) if known else NO_BASE
         return self._add(table, stored, kind, depth, index, number)
@@ -90,6 +96,16 @@ class Rewriter:
         self._pack.write(stored)
         table.stored += len(stored)
         return ENTRY.pack(at, len(stored), kind, depth, 0, base, 0, number)
+
+
+def _stored(segment: Segment, size: int, offset: int) -> bytes:
+    try:
+        return segment.pack.pread(size, offset)
+    except OSError as exc:
+        if not is_medium_error(exc):
+            raise
+        where = f"packs/{segment.pack.path.name}, offset {offset}"
+        raise Corrupt(f"{where}: cannot be read: {exc.strerror}") from exc
 
 
 def everything(segment: Segment, number: int) -> bool:

@@ -25,6 +25,7 @@ from backyfs.store.packs.extents import ExtentMap, SegmentRef
 from backyfs.store.packs.heal import Repairs
 from backyfs.store.packs.image import MAP_SUFFIX, ZERO, ZERO_FRAME, PackImage, Standing
 from backyfs.store.packs.library import Library
+from backyfs.store.packs.rewrite import Replacement
 from backyfs.store.packs.runs import GAP, Run, Runs, Scattered, overlaid
 from backyfs.store.packs.segment import Prepared, SegmentWriter
 from backyfs.store.quarantine import Bad
@@ -62,6 +63,7 @@ class PackDiskWriter:
         self._frames = frame_count(size)
         self._lock = threading.Lock()
         self._changes = Scattered()
+        self._repaired: dict[Bad, int] = {}
         self._required = set(self._required_frames())
 
     def _required_frames(self) -> Iterator[int]:
@@ -132,7 +134,10 @@ class PackDiskWriter:
         """Whether the parent's stored frame serves: equal, and not damaged or just repaired."""
         if self.parent is not None and number in self.parent.bad:
             place = self.parent.image.locate(number)
-            return place is not None and self._repairs.offer(place, frame, fresh)
+            if place is None or not self._repairs.offer(place, frame, fresh):
+                return False
+            self._repaired[place] = number
+            return True
         return old is not None and old.hash == fresh
 
     def _prepared(
@@ -196,6 +201,12 @@ class PackDiskWriter:
         return sum(self._length(range(run.first, run.first + run.span)) for run in removed)
 
     # After all frames are here
+
+    def store_anew(self, frames: Mapping[Bad, Replacement]) -> None:
+        """Store those of our frames that were to be put back and could not be."""
+        ours = {place: number for place, number in self._repaired.items() if place in frames}
+        prepared = [Prepared(frames[place].stored, frames[place].hash) for place in ours]
+        self._enter(list(ours.values()), prepared, [])
 
     def unchanged(self) -> bool:
         """Whether the disk is the parent's, byte for byte."""
@@ -303,9 +314,11 @@ class PackStage:
         return writer
 
     def seal(self) -> None:
-        """Publish packs, then maps; repair what could be repaired."""
+        """Repair what could be repaired; publish packs, then maps."""
+        left = self._repairs.apply()
+        for writer in self._disks.values():
+            writer.store_anew(left)
         self._segments.finish()
-        self._repairs.apply()
         wrote = [self._seal_disk(name, writer) for name, writer in self._disks.items()]
         if any(wrote):
             self._place.fs.sync_dir(self._place.layout.revisions)
