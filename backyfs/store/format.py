@@ -123,7 +123,7 @@ class Format(Protocol):
         """The file a reader of the disk holds its lock on."""
 
     def discard(self, revision: str) -> None:
-        """Remove every file of an unpublished revision, and all unfinished files."""
+        """Remove every file of an unpublished revision, unfinished ones included, and no other."""
 
     def gc(self, records: list[Record], *, dry_run: bool) -> GcReport:
         """One step of freeing what no record needs. Called under the writer's lock.

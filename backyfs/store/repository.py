@@ -388,7 +388,6 @@ class Repository:
     def _remove_strays(self) -> list[Path]:
         named = {path for record in self.revisions() for path in self.format_files(record)}
         ids = {record.id for record in self.revisions()}
-        oldest = clock.time() - STRAY_AGE_S
         strays = [
             path
             for path in self.layout.revisions.iterdir()
@@ -396,7 +395,7 @@ class Repository:
             and path.suffix != RECORD_SUFFIX
             and owner(path.name)
             and not (path.suffix == STATE_SUFFIX and path.stem in ids)
-            and path.stat().st_mtime < oldest
+            and _is_left(path)
         ]
         for path in strays:
             self.fs.unlink(path)
@@ -429,7 +428,6 @@ def _take_back(layout: Layout, *, itself: bool) -> None:
 
 def _temporaries(layout: Layout) -> list[Path]:
     """Unfinished files nobody works on. Damage and configuration are written without our locks."""
-    oldest = clock.time() - STRAY_AGE_S
     return [
         path
         for directory in (
@@ -441,8 +439,16 @@ def _temporaries(layout: Layout) -> list[Path]:
         )
         if directory.is_dir()
         for path in directory.glob(f"*{TEMPORARY_SUFFIX}")
-        if directory in (layout.revisions, layout.packs) or path.stat().st_mtime < oldest
+        if directory in (layout.revisions, layout.packs) or _is_left(path)
     ]
+
+
+def _is_left(path: Path) -> bool:
+    """Whether nobody works on a file any more; not so if it goes while we look."""
+    try:
+        return path.lstat().st_mtime < clock.time() - STRAY_AGE_S
+    except FileNotFoundError:
+        return False
 
 
 def _added(total: GcReport, step: GcReport, strays: int) -> GcReport:

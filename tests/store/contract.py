@@ -7,6 +7,7 @@ crashes, after which every kept revision reads back byte for byte.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import secrets
@@ -29,6 +30,7 @@ from backyfs.extents import whole_frames
 from backyfs.model import FRAME, Consistency, Extent
 from backyfs.store import meter
 from backyfs.store.contract import SharingImage, StoredImage
+from backyfs.store.fs import Fs
 from backyfs.store.record import Draft, Record
 from backyfs.store.repository import Repository
 
@@ -101,6 +103,18 @@ def bytes_of_data(content: bytes) -> int:
     """Bytes of the frames that are not zero."""
     frames = (content[at : at + FRAME] for at in range(0, len(content), FRAME))
     return sum(len(frame) for frame in frames if any(frame))
+
+
+class Before(Fs):
+    """Does something before the first operation of a name."""
+
+    def __init__(self, name: str, do: Callable[[], object]) -> None:
+        self._name, self._do = name, do
+
+    def call(self, name: str) -> None:
+        if name == self._name:
+            self._name = ""
+            self._do()
 
 
 # ---- making revisions --------------------------------------------------------------------------
@@ -472,6 +486,38 @@ class StoreContract:
             assert files(repository) == before
         assert repository.revisions() == [parent]
         assert repository.fsck() == []
+
+    def test_leaving_without_commit_is_in_nobodys_way(self, repository: Repository) -> None:
+        """Somebody is about to publish a state: what is unfinished of theirs stays."""
+        first = back_up(repository, image_of(2, 3)).record
+        with repository.writing() as intent, contextlib.ExitStack() as left:
+            staging = left.enter_context(repository.begin(intent, first))
+            staging.disk("disk", 2 * FRAME).write(0, image_of(7, 8))
+            other = Repository.open(repository.path, fs=Before("rename", left.close))
+            other.update_state(first.id, lambda state: replace(state, tags=("kept",)))
+        assert repository.state(first).tags == ("kept",)
+        assert not [name for name in files(repository) if ".tmp" in name]
+
+    def test_what_goes_while_a_writer_cleans_up_is_none_of_its_business(
+        self, repository: Repository, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Damage and tags are recorded without its lock."""
+        first = back_up(repository, image_of(2, 3)).record
+        for path in (
+            repository.layout.quarantine / "unit.0.json.0.tmp",
+            repository.layout.revisions / f"{first.id}.other.map",
+        ):
+            path.touch()
+
+            def looked_at(asked: Path, path: Path = path, **how: bool) -> os.stat_result:
+                if asked == path:
+                    path.unlink()
+                return os.stat(asked, **how)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "stat", looked_at)
+                repository.gc()
+            assert not path.exists()
 
     def test_what_a_killed_writer_left_goes_with_the_next(self, repository: Repository) -> None:
         first = back_up(repository, image_of(2, 3)).record

@@ -16,7 +16,7 @@ from backyfs.store.cow.image import CowImage
 from backyfs.store.digest import frame_count
 from backyfs.store.format import GcReport, Place, Stage
 from backyfs.store.fs import allocated
-from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, TEMPORARY_SUFFIX
+from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX
 from backyfs.store.quarantine import WHOLE
 from backyfs.store.record import DiskRecord, Record
 
@@ -79,8 +79,7 @@ class CowFormat:
     def discard(self, revision: str) -> None:
         kept = (f"{revision}{RECORD_SUFFIX}", f"{revision}{STATE_SUFFIX}")
         for path in sorted(self._place.layout.revisions.iterdir()):
-            own = path.name.startswith(f"{revision}.") and path.name not in kept
-            if own or path.name.endswith(TEMPORARY_SUFFIX):
+            if path.name.startswith(f"{revision}.") and path.name not in kept:
                 self._place.fs.unlink(path)
         for bad in self._place.quarantine.bad():
             if bad.unit.startswith(f"{revision}."):
