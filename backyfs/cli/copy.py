@@ -53,8 +53,9 @@ def command(
     origin = session.at(source).repository()
     exists = is_repository(target)
     if dry_run:
-        there = Repository.open(target).revisions() if exists else []
-        for record in missing(origin.revisions(), there):
+        opened = Repository.open(target) if exists else None
+        there, origins = (opened.revisions(), opened.origins()) if opened else ([], set[str]())
+        for record in missing(origin.revisions(), there, origins):
             _print("would_copy", record.id, as_json)
         return
     copied_to = Repository.open(target) if exists else _made(_config(origin), target, store)

@@ -6,12 +6,13 @@ Id, time, tags, trust, consistency and sources stay as they are.
 
 The order of the target must stay that of the source, so only revisions after the newest common
 one are copied: what was expired in the target does not come back, and a copy that was interrupted
-goes on where it ended.
+goes on where it ended. One that is gone from the target counts as common while others there rest
+on what it stored: its files have names that follow from its id, and would be replaced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,7 +58,8 @@ async def copy(
         raise UsageError(f"{source.path}: source and target are the same repository")
     records = await trio.to_thread.run_sync(source.revisions)
     result = Copied()
-    due = missing(records, await trio.to_thread.run_sync(target.revisions))
+    there = await trio.to_thread.run_sync(target.revisions)
+    due = missing(records, there, await trio.to_thread.run_sync(target.origins))
     result.present.extend(record.id for record in records if record not in due)
     for record in due:
         await _copy_revision(source, target, record, wait_s, progress)
@@ -65,17 +67,20 @@ async def copy(
     return result
 
 
-def missing(records: Sequence[Record], there: Sequence[Record]) -> list[Record]:
+def missing(
+    records: Sequence[Record], there: Sequence[Record], origins: Collection[str] = ()
+) -> list[Record]:
     """The records to copy to a repository that has the revisions `there`; both oldest first.
 
     Those after the newest common one; without a common one, from the first on that is later than
     all that is there or was built on one of them (clocks are set back). UsageError if there are
-    earlier ones then, and nothing says that it is the same history.
+    earlier ones then, and nothing says that it is the same history. `origins`: ids of revisions
+    that stored what those that are there need; they are common, too.
     """
     if not there:
         return list(records)
     ids = {record.id for record in there}
-    common = [record.seq for record in records if record.id in ids]
+    common = [record.seq for record in records if record.id in ids or record.id in origins]
     if common:
         return [record for record in records if record.seq > common[-1]]
     newest = max(record.time for record in there)

@@ -131,6 +131,9 @@ class Format(Protocol):
         `records` are all records of the repository: everything is readable (fails closed).
         """
 
+    def origins(self, records: Sequence[Record]) -> set[str]:
+        """Ids of the revisions that stored what these records need; they may be gone."""
+
     def occupied(self, records: Sequence[Record]) -> int:
         """Bytes on the medium behind these records (all of the repository), shared ones once."""
 

@@ -308,6 +308,10 @@ class Repository:
         """The files in revisions/ a record names."""
         return [path for disk in record.disks.values() for path in self.format.files(disk)]
 
+    def origins(self) -> set[str]:
+        """Ids of the revisions that stored what those that are there need; they may be gone."""
+        return self.format.origins(self.revisions())
+
     def gc(self, *, dry_run: bool = False, wait_s: float = 0.0) -> GcReport:
         """Free what no revision needs. Corrupt, with nothing deleted, while anything is unreadable.
 

@@ -108,6 +108,33 @@ async def test_it_goes_on_where_it_stopped(stores: Stores) -> None:
     assert content(other, other.record(third.id)) == disk("aYcX")
 
 
+@pytest.mark.parametrize("kind", ["packs", "cow"])
+async def test_what_others_rest_on_is_not_copied_again(stores: Stores, kind: str) -> None:
+    """Source and target keep other revisions. One that the target has no more would have its files
+    replaced there, in which a later one has frames.
+    """
+    one, other = stores("packs"), stores(kind)
+    source = MemorySource()
+    records = []
+    for number, root in enumerate(("abcd", "aBcd", "aBCd", "aBCD", "ABCD")):
+        source.contents = {"root": disk(root * 9), "data": disk("xY" if number else "xy")}
+        records.append(await back_up(one, source, now=clock(START + timedelta(days=number))))
+        if number == 3:
+            await copy(one, other)
+    third = other.record(records[2].id)
+    kept = [content(other, third, name) for name in third.disks]
+    other.remove([records[1].id, records[3].id])
+    other.gc()
+    one.remove([records[0].id, records[2].id])
+    result = await copy(one, other)
+    assert result.copied == [records[3].id, records[4].id]
+    assert [content(other, third, name) for name in third.disks] == kept
+    for mine in one.revisions()[1:]:
+        copied = other.record(mine.id)
+        assert content(other, copied, "root") == content(one, mine, "root")
+    sound(other)
+
+
 async def test_a_damaged_original_is_not_copied(stores: Stores) -> None:
     one, other = stores("packs"), stores("packs")
     source = MemorySource({"disk": disk("abcd")})

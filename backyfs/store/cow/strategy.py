@@ -16,7 +16,7 @@ from backyfs.store.cow.image import CowImage
 from backyfs.store.digest import frame_count
 from backyfs.store.format import GcReport, Place, Stage
 from backyfs.store.fs import allocated
-from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX
+from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, owner
 from backyfs.store.quarantine import WHOLE
 from backyfs.store.record import DiskRecord, Record
 
@@ -104,6 +104,9 @@ class CowFormat:
         for bad in self._place.quarantine.bad():
             if bad.unit not in units:
                 self._place.quarantine.clear(bad)
+
+    def origins(self, records: Sequence[Record]) -> set[str]:
+        return {owner(path.name) for record in records for path in self._named(record)}
 
     def occupied(self, records: Sequence[Record]) -> int:
         from backyfs.store.cow import occupancy

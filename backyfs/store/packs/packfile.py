@@ -33,8 +33,8 @@ from backyfs.store.packs.table import (
     footer_length,
 )
 
-_BASE_LOW = 16
-"""Where in an entry the low byte of its base segment's index stands."""
+_KIND, _BASE_LOW, _BASE_HIGH = 12, 16, 17
+"""Where in an entry its kind stands, and the two bytes of its base segment's index."""
 PAGE = 1024
 """Table entries that are read and cached together."""
 TABLE_CACHE_BYTES_MAX = 32 << 20
@@ -299,6 +299,17 @@ class Segment:
             for number, entry in enumerate(ENTRY.iter_unpack(entries), start=first):
                 if entry[2] == codec.PATCH and entry[7] in wanted.get(entry[5], ()):
                     yield number
+
+    def bases(self) -> set[str]:
+        """Names of the segments that its patches rest on. Corrupt."""
+        found: set[tuple[int, int, int]] = set()
+        for first in range(0, self.count, PAGE):
+            entries = self._entries(first, min(PAGE, self.count - first))
+            columns = (entries[at :: ENTRY.size] for at in (_KIND, _BASE_LOW, _BASE_HIGH))
+            found.update(zip(*columns, strict=True))
+        names = self.pack.footer.names
+        wanted = {low | high << 8 for kind, low, high in found if kind == codec.PATCH}
+        return {names[index] for index in wanted if index < len(names)}
 
     def hashes(self, number: int, count: int) -> bytes:
         """Hashes of consecutive frames, 32 bytes each."""

@@ -179,6 +179,21 @@ class PacksFormat:
                     seen.add(path)
                     yield self._map(disk)
 
+    def origins(self, records: Sequence[Record]) -> set[str]:
+        """Of all segments that frames lie in or rest on, as far as they can be found."""
+        pending: set[str] = set()
+        for disk in (disk for record in records for disk in record.disks.values()):
+            with contextlib.suppress(Corrupt, NoRevision):
+                pending.update(ref.name for ref in self._map(disk).segments)
+        seen: set[str] = set()
+        with self.holding():
+            while pending:
+                name = pending.pop()
+                seen.add(name)
+                with contextlib.suppress(Corrupt):
+                    pending |= self._library.segment(name).bases() - seen
+        return set(map(owner, seen))
+
     def occupied(self, records: Sequence[Record]) -> int:
         """Blocks of all packs and maps; what gc has not freed yet is among them."""
         maps = {path for record in records for d in record.disks.values() for path in self.files(d)}
