@@ -218,5 +218,6 @@ def _publish(target: Repository, staging: Staging, record: Record, state: State)
         partitions={name: disk.partitions for name, disk in record.disks.items()},
     )
     copied = staging.commit(draft)
-    if State.of(copied) != state:
-        target.update_state(copied.id, lambda _: state)
+    # A crash may have left the state of a revision of this id that was removed.
+    if target.state(copied) != state:
+        target.update_state(copied.id, lambda _: state, anew=True)

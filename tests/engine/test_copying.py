@@ -135,6 +135,20 @@ async def test_what_others_rest_on_is_not_copied_again(stores: Stores, kind: str
     sound(other)
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_a_state_that_a_crash_left_does_not_count(stores: Stores, damaged: bool) -> None:
+    one, other = stores("packs"), stores("packs")
+    records = await filled(one)
+    await copy(one, other)
+    left = other.layout.state(records[4].id)
+    distrust(other, [records[4]], "by hand")
+    before = left.read_bytes()
+    other.remove([records[4].id])
+    left.write_bytes(before[:-20] if damaged else before)
+    await copy(one, other)
+    same(one, other)
+
+
 async def test_a_damaged_original_is_not_copied(stores: Stores) -> None:
     one, other = stores("packs"), stores("packs")
     source = MemorySource({"disk": disk("abcd")})
