@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -292,3 +293,15 @@ async def test_cancelled_it_judges_nothing(packs: Repository) -> None:
         await verify(packs, records, progress=recorder)
     assert scope.cancelled_caught
     assert packs.state(records[0]).trust is Trust.TRUSTED
+
+
+async def test_hashes_that_do_not_lead_to_the_digest(packs: Repository) -> None:
+    """All frames read well, but it is another disk that the record tells of."""
+    (record,) = await history(packs, "abcd")
+    other = replace(record.disks["disk"], digest="0" * 64)
+    packs.layout.record(record.id).write_bytes(replace(record, disks={"disk": other}).encode())
+    packs = Repository.open(packs.path)
+    (verdict,) = await verify(packs, packs.revisions())
+    assert [item.reason for item in verdict.damage] == [
+        "the group hashes do not lead to the digest"
+    ]

@@ -176,3 +176,27 @@ def test_damaged_frames_that_the_target_has_right_are_no_matter(tmp_path: Path) 
     assert list(merged(report.bad)) == [Extent(60 * FRAME, FRAME)]
     content[60 * FRAME : 61 * FRAME] = bytes(FRAME)
     assert path.read_bytes() == bytes(content)
+
+
+def test_the_head_comes_back_when_all_else_is_durable(tmp_path: Path) -> None:
+    log: list[int | str] = []
+
+    class Logged(regular.KeptFile):
+        def write(self, offset: int, data: memoryview) -> None:
+            log.append(offset)
+            super().write(offset, data)
+
+        def settle(self) -> None:
+            super().settle()
+            log.append("settled")
+
+    image = made(6 * MIB, range(96))
+    path = tmp_path / "disk.img"
+    path.write_bytes(image.content[: 3 * MIB] + bytes(3 * MIB))
+    target = Logged(path, image.size)
+    update(image, target, candidates(image, target))
+    away, back = (at for at, item in enumerate(log) if item == "settled")
+    assert not log[:away]
+    assert min(item for item in log[away:back] if isinstance(item, int)) >= 2 * MIB
+    assert max(item for item in log[back:] if isinstance(item, int)) < 2 * MIB
+    assert path.read_bytes() == image.content

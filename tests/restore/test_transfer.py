@@ -19,6 +19,7 @@ from backyfs.errors import Corrupt
 from backyfs.model import FRAME, Extent
 from backyfs.restore.place import opened
 from backyfs.restore.reading import BATCH, batches, in_order
+from backyfs.restore.regular import ExistingFile
 from backyfs.restore.stream import Stream
 from backyfs.restore.transfer import Report, damaged, restore
 from tests.restore.memory import MemoryImage, images, made
@@ -238,3 +239,26 @@ def test_a_signal_while_a_thread_is_started(monkeypatch: pytest.MonkeyPatch) -> 
         signal.signal(signal.SIGTERM, before)
     assert started
     assert not any(thread.is_alive() for thread in started)
+
+
+def test_the_head_goes_in_when_all_else_is_durable(tmp_path: Path) -> None:
+    """What was restored in part shows no partitions, whatever a power cut leaves of it."""
+    log: list[int | str] = []
+
+    class Logged(ExistingFile):
+        def write(self, offset: int, data: memoryview) -> None:
+            log.append(offset)
+            super().write(offset, data)
+
+        def settle(self) -> None:
+            super().settle()
+            log.append("settled")
+
+    image = made(6 * MIB, range(96))
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"old")
+    restore(image, Logged(path, image.size))
+    middle = log.index("settled")
+    assert {at for at in log[:middle] if isinstance(at, int)} == {2 * MIB, 4 * MIB}
+    assert log[middle + 1 :] == [0]
+    assert path.read_bytes() == image.content

@@ -13,6 +13,7 @@ import random
 import secrets
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -518,6 +519,27 @@ class StoreContract:
                 patch.setattr(Path, "stat", looked_at)
                 repository.gc()
             assert not path.exists()
+
+    def test_unfinished_files_of_others_stay_for_a_day(self, repository: Repository) -> None:
+        """Damage and configuration are written without the lock, copies perhaps by rsync."""
+        first = back_up(repository, image_of(2, 3)).record
+        repository.layout.reports.mkdir()
+        unfinished = [
+            repository.layout.quarantine / "unit.0.json.0.tmp",
+            repository.layout.reports / f"{first.id}.json.0.tmp",
+            repository.path / "config.0.tmp",
+            repository.layout.revisions / f"{first.id}.other.map",
+        ]
+        for path in unfinished:
+            path.touch()
+        repository.gc()
+        assert all(path.exists() for path in unfinished)
+        two_days_ago = time.time() - 2 * 86_400
+        for path in unfinished:
+            os.utime(path, (two_days_ago, two_days_ago))
+        repository.gc()
+        assert not any(path.exists() for path in unfinished)
+        assert repository.revisions() == [first]
 
     def test_what_a_killed_writer_left_goes_with_the_next(self, repository: Repository) -> None:
         first = back_up(repository, image_of(2, 3)).record

@@ -96,3 +96,16 @@ def test_shrink_then_grow_never_shows_old_bytes(directory: Path, cut: int) -> No
         with closing(repository.open_disk(record, "disk")) as image:
             assert image.read(0, size) == expected
     assert repository.fsck() == []
+
+
+def test_a_record_that_cannot_be_read_keeps_its_place(directory: Path) -> None:
+    """It may come back: what is made meanwhile is newer than it all the same."""
+    history = faults.make_history(directory / "vm")
+    lost = history.open().layout.record(faults.revision_id(6))
+    record = lost.read_bytes()
+    lost.write_bytes(record[:-20])
+    made = faults.store(history.open(), 7, {"root": faults.frames(1)})
+    lost.write_bytes(record)
+    assert [r.seq for r in history.open().revisions()] == list(range(1, 9))
+    assert history.open().revisions()[-1] == made
+    assert history.open().fsck() == []

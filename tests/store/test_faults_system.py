@@ -185,9 +185,7 @@ def test_errors_of_the_medium_in_tables_and_maps(
 
 
 @pytest.mark.parametrize("end", ["first", "last"])
-def test_either_end_of_a_pack(
-    tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_either_end_of_a_pack(tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The header costs nothing; of the table there is another footer, and what else is lost are
     the frames that the block tells of.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,15 @@ def test_what_is_read_whole_is_not_read_elsewhere(
     shutil.move(path, tmp_path / "elsewhere")
     linked(path, tmp_path / "elsewhere")
     assert "it is a symbolic link" in str(Repository.open(repository.path).damage())
+
+
+@pytest.mark.parametrize(
+    "name", ["../../outside", "/etc/passwd", "20260101T000000Z-0000.x/../../y", "x.map", ""]
+)
+def test_a_record_names_no_files_outside(repository: Repository, name: str) -> None:
+    """Though its checksum is right."""
+    record = back_up(repository, CONTENT).record
+    disk = replace(record.disks["disk"], files={name: "00"})
+    wrong = replace(record, disks={"disk": disk}).encode()
+    repository.layout.record(record.id).write_bytes(wrong)
+    assert Repository.open(repository.path).unreadable().keys() == {record.id}

@@ -210,3 +210,21 @@ def test_a_pack_that_the_medium_does_not_give_goes_when_nobody_needs_it(
     with faults.unreadable(monkeypatch, *lost):
         assert history.open().gc().removed_files == len(lost)
     faults.check(history.path, history.contents)
+
+
+def test_the_copy_of_a_segment_that_is_read_is_the_one_that_stays(history: History) -> None:
+    """The first by name, as for readers: there healing put its frames."""
+    (path, *_) = sorted((history.path / "packs").iterdir())
+    other = bytearray(path.read_bytes())
+    other[96:200] = bytes(104)
+    path.with_name(f"m-{'f' * 16}.pack").write_bytes(other)
+    faults.check(history.path, history.contents)
+    history.open().gc()
+    faults.check(history.path, history.contents)
+    assert (
+        sum(bool(set(segments_in(path)) & {f"{revision_id(0)}-0"}) for path in _all(history)) == 1
+    )
+
+
+def _all(history: History) -> list[Path]:
+    return list((history.path / "packs").iterdir())
