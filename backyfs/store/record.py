@@ -53,7 +53,7 @@ def unsealed(data: bytes, what: str) -> dict[str, Any]:
     checksum = value.pop("blake3", None)
     try:
         actual = blake3(canonical(value)).hexdigest()
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise Corrupt(f"{what} is not canonical JSON") from exc
     if checksum != actual:
         raise Corrupt(f"{what} does not match its checksum")

@@ -118,6 +118,8 @@ class Repository:
             _prepare_directory(chosen, layout, fs)
             identity = Identity.new(chosen)
             publish(layout.identity, identity.encode(), fs)
+            with contextlib.suppress(PermissionError):  # one may write there, and not read
+                fs.sync_dir(path.parent)
         except BaseException:
             _take_back(layout, itself=not existed)
             raise

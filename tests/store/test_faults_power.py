@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from backyfs.store.fs import Fs
 from backyfs.store.repository import Repository
 from tests.store import faults
 from tests.store.faults import Contents, History, revision_id
@@ -99,3 +100,16 @@ def test_a_healing_backup(history: History) -> None:
         faults.check(path, contents)
         assert faults.strays(path) == []
         shutil.rmtree(path)
+
+
+def test_a_new_repository_keeps_its_name(tmp_path: Path) -> None:
+    """Else all that is made durable in it may be nowhere."""
+    synced: list[Path] = []
+
+    class Noted(Fs):
+        def sync_dir(self, path: Path) -> None:
+            super().sync_dir(path)
+            synced.append(path)
+
+    Repository.create(tmp_path / "vm", "packs", fs=Noted())
+    assert synced == [tmp_path / "vm", tmp_path]

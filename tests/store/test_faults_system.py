@@ -208,3 +208,11 @@ def test_either_end_of_a_pack(tmp_path: Path, end: str, monkeypatch: pytest.Monk
     with closing(repository.format.open(record, disk, check=True)) as image:
         assert image.check(0, 400) == []
     assert repository.damage() == {}
+
+
+def test_json_that_is_nested_deeply(history: History) -> None:
+    """At any depth it is a damaged record: decoder and encoder have limits of their own."""
+    path = history.open().layout.record(revision_id(2))
+    for depth in (10, 500, *range(900, 1000), 100_000):
+        path.write_text('{"a":' + "[" * depth + "]" * depth + ',"blake3":""}')
+        assert history.open().unreadable().keys() == {revision_id(2)}
