@@ -212,6 +212,25 @@ def test_a_pack_that_the_medium_does_not_give_goes_when_nobody_needs_it(
     faults.check(history.path, history.contents)
 
 
+def test_what_a_live_frame_claims_is_never_punched(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the entry of a dead frame says that these bytes are its own: nothing checks that."""
+    history = faults.make_holed(directory / "vm", monkeypatch)
+    path = history.path / "packs" / f"{revision_id(0)}-0.pack"
+    pack = PackFile(path)
+    entries_at = pack.descriptors[f"{revision_id(0)}-0"].entries_at
+    pack.close()
+    with open(path, "r+b") as stream:
+        stream.seek(entries_at + 5 * 24)
+        live = stream.read(24)
+        stream.seek(entries_at + 24)
+        stream.write(live)
+    monkeypatch.setattr("backyfs.store.space.free_bytes", lambda path: 0)
+    assert history.open().gc().freed_bytes > 0
+    faults.check(history.path, history.contents)
+
+
 def test_the_copy_of_a_segment_that_is_read_is_the_one_that_stays(history: History) -> None:
     """The first by name, as for readers: there healing put its frames."""
     (path, *_) = sorted((history.path / "packs").iterdir())
