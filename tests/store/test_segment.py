@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
@@ -12,7 +13,9 @@ import pytest
 from backyfs.errors import NoSpace
 from backyfs.store.contract import Buffer
 from backyfs.store.fs import Fs
+from backyfs.store.packs.packfile import PackFile
 from backyfs.store.packs.segment import PIECES_MAX, WRITE_BYTES, Prepared, SegmentWriter
+from backyfs.store.quarantine import Bad
 
 
 class FullAfter(Fs):
@@ -63,3 +66,22 @@ def test_small_frames_are_written_together_and_large_ones_do_not_wait(tmp_path: 
     stored = (tmp_path / "20261122T000000Z-aaaa-0.pack").read_bytes()
     assert len(stored) == sum(fs.written) == segments.stored_bytes
     assert b"".join(number.to_bytes(2) * 500 for number in range(3000)) in stored
+
+
+@pytest.mark.parametrize("limit", ["SEGMENT_FRAMES_MAX", "NAMES_MAX"])
+def test_a_segment_ends_before_its_table_is_too_large(
+    tmp_path: Path, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of frames, and of other segments that patches rest on, of which an entry counts 65,534."""
+    monkeypatch.setattr(f"backyfs.store.packs.segment.{limit}", 7)
+    segments = SegmentWriter(tmp_path, "20261122T000000Z-aaaa", uuid4(), Fs())
+    for number in range(8):
+        bases = [Bad(f"20261122T000000Z-{number:04}-{n}", 0) for n in range(3)]
+        segments.append([Prepared(bytes(9), bytes(32), 1, base) for base in bases])
+    segments.finish()
+    assert len(segments.finished) == 4
+    for path in tmp_path.iterdir():
+        with closing(PackFile(path)) as pack:
+            (found,) = pack.footer.segments
+            assert found.count == 6
+            assert len(pack.footer.names) == 7
