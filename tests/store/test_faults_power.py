@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,6 +60,42 @@ def test_a_backup(history: History) -> None:
         {**history.contents, **new},
     )
     assert steps > 20
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["taken back", "taken back by the next writer"])
+def test_a_record_that_is_taken_back(history: History, times: int) -> None:
+    """Who asked for its name to be durable got an error. Should it be there all the same after a
+    cut, it is there with its files.
+    """
+    disks = faults.next_disks(history)
+    new = {revision_id(7): disks}
+
+    class Refusing(PowerCuts):
+        left = times
+
+        def sync_dir(self, path: Path) -> None:
+            begun = self.left < times or (path / f"{revision_id(7)}.json").exists()
+            if path.name == "revisions" and begun and self.left:
+                if self.left == times:  # the name is there, though nobody is told so
+                    super().sync_dir(path)
+                self.left -= 1
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            super().sync_dir(path)
+
+    where = history.path.with_name("cuts")
+    where.mkdir()
+    fs = Refusing(history.path, where)
+    repository = history.open(fs)
+    with pytest.raises(OSError, match="Input/output error"):
+        faults.store(repository, 7, disks, history.newest)
+    with repository.writing():
+        pass
+    fs.cut()
+    fs.close()
+    assert fs.left == 0
+    for path in fs.cuts:
+        faults.check(path, history.contents, new)
+    assert faults.strays(history.path) == []
 
 
 def test_a_removal(history: History) -> None:
