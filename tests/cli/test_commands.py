@@ -306,7 +306,7 @@ def test_forget_while_somebody_reads(vm: Vm) -> None:
 def test_forget_looks_again_when_it_is_its_turn(vm: Vm) -> None:
     """Somebody else removed one of two while it waited: the other goes, but not as the last."""
     first, second, third = vm.ids
-    arguments = [PROGRAM, "-b", vm.directory, "forget", "-y", "--wait", "60", "-r"]
+    arguments = [PROGRAM, "-b", str(vm.directory), "forget", "-y", "--wait", "60", "-r"]
 
     def forget(spec: str, gone: str) -> tuple[int, str, str]:
         with open(vm.directory / "lock", "rb") as stream:

@@ -135,6 +135,24 @@ async def test_what_others_rest_on_is_not_copied_again(stores: Stores, kind: str
     sound(other)
 
 
+@pytest.mark.parametrize("kind", ["packs", "cow"])
+async def test_a_copy_heals_the_target(stores: Stores, kind: str) -> None:
+    """The next revision has a frame that is damaged there: it is read from the source."""
+    one, other = stores("packs"), stores(kind)
+    source = MemorySource({"disk": disk("abcd")})
+    await back_up(one, source)
+    await copy(one, other)
+    damage_frame(other, other.revisions()[0], 0)
+    await verify(other, other.revisions())
+    assert other.damage()
+    source.contents = {"disk": disk("aXcd")}
+    await back_up(one, source)
+    await copy(one, other)
+    sound(other)
+    for mine, theirs in zip(one.revisions(), other.revisions(), strict=True):
+        assert content(other, theirs) == content(one, mine)
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 async def test_a_state_that_a_crash_left_does_not_count(stores: Stores, damaged: bool) -> None:
     one, other = stores("packs"), stores("packs")

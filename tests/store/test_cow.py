@@ -185,6 +185,34 @@ def test_zero_blocks_are_holes(repository: Repository) -> None:
         assert list(image.extents()) == [Extent(0, 4 * FRAME)]  # frames, where these are checked
 
 
+def test_bytes_are_durable_before_they_have_a_name(repository: Repository) -> None:
+    first = back_up(repository, noise(4 * FRAME)).record
+    steps: list[tuple[str, str]] = []
+
+    class Noted(Fs):
+        def fsync(self, fd: int, path: object = "") -> None:
+            super().fsync(fd, path)
+            steps.append(("fsync", Path(str(path)).suffix))
+
+        def rename(self, old: Path, new: Path) -> None:
+            super().rename(old, new)
+            steps.append(("rename", new.suffix))
+
+        def sync_dir(self, path: Path) -> None:
+            super().sync_dir(path)
+            steps.append(("sync", path.name))
+
+    back_up(Repository.open(repository.path, fs=Noted()), noise(4 * FRAME, 1), first)
+    assert set(steps[:2]) == {("fsync", ".img"), ("fsync", ".sum")}
+    assert set(steps[2:4]) == {("rename", ".img"), ("rename", ".sum")}
+    assert steps[4:] == [
+        ("sync", "revisions"),
+        ("fsync", ".json"),
+        ("rename", ".json"),
+        ("sync", "revisions"),
+    ]
+
+
 def test_only_blocks_that_differ_are_written(repository: Repository) -> None:
     content = noise(64 * FRAME)
     first = back_up(repository, content).record
