@@ -120,11 +120,10 @@ def _failing(command: str) -> Iterator[None]:
 
 def _no_repository(directory: Path) -> NoRepository:
     """In a directory that is there."""
-    from backyfs.store.identity import HINT_LOST
-    from backyfs.store.layout import Layout
+    from backyfs.store.identity import HINT_LOST, lost_in
 
     where = directory.resolve()
-    if any(Layout(where).revisions.glob("*.json")):
+    if lost_in(where):
         return NoRepository(f"{where} has revisions, but no repository.json", hint=HINT_LOST)
     return NoRepository(f"no repository in {where}", hint=_how_to_make(directory))
 

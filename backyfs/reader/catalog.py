@@ -269,6 +269,8 @@ class Catalog:
             self._forget(name)
             if is_repository(directory):  # half copied, half removed: not what `gone` means
                 raise Corrupt(f"{name}: the directory revisions/ is missing") from exc
+            if may_be_repository(directory):
+                raise Corrupt(f"{name} has revisions, but no repository.json") from exc
             raise NoRepository(f"{self.base}: no VM {name!r}") from exc
         except BackyfsError:
             self._forget(name)

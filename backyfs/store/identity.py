@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 from backyfs.errors import Corrupt, NoRepository, Unsupported
 from backyfs.model import FRAME
 from backyfs.store.fs import is_medium_error, read_file
+from backyfs.store.layout import RECORD_SUFFIX, Layout
 from backyfs.store.record import FORMAT, sealed, timestamp, unsealed
 
 PACKS = "packs"
@@ -71,10 +72,19 @@ def read_identity(path: Path) -> Identity:
         raise Corrupt(f"{path} lacks or garbles a field: {exc}", hint=HINT_LOST) from exc
 
 
+def lost_in(directory: Path) -> bool:
+    """Whether there are revisions, so that a repository.json that is not there was lost."""
+    return any(Layout(directory).revisions.glob(f"*{RECORD_SUFFIX}"))
+
+
 def _read(path: Path) -> bytes:
     try:
         return read_file(path)
     except (FileNotFoundError, NotADirectoryError) as exc:
+        if lost_in(path.parent):
+            raise NoRepository(
+                f"{path.parent} has revisions, but no repository.json", hint=HINT_LOST
+            ) from exc
         raise NoRepository(
             f"{path.parent}: no repository here",
             hint="name one with -b DIR, or make one with: backyfs -b DIR init file IMAGE",

@@ -25,7 +25,7 @@ from backyfs.store.choice import choose_store
 from backyfs.store.contract import StoredImage
 from backyfs.store.format import Damage, Format, GcReport, Place
 from backyfs.store.fs import SYSTEM, Fs, is_named, publish
-from backyfs.store.identity import COW, PACKS, Identity, read_identity
+from backyfs.store.identity import COW, PACKS, Identity, lost_in, read_identity
 from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, TEMPORARY_SUFFIX, Layout, owner
 from backyfs.store.ledger import Ledger
 from backyfs.store.meter import Meter, Reading
@@ -50,9 +50,12 @@ def is_repository(path: Path) -> bool:
 
 
 def may_be_repository(path: Path) -> bool:
-    """As `is_repository`, for lists: what cannot be looked into counts, and hides no other."""
+    """As `is_repository`, for lists: what cannot be looked into counts, and hides no other.
+
+    So do revisions whose repository.json was lost: who lists VMs must hear of them.
+    """
     try:
-        return is_repository(path)
+        return is_repository(path) or lost_in(path)
     except OSError:
         return path.name != "lost+found"  # which nobody but root may look into
 

@@ -176,6 +176,16 @@ def test_status_of_a_base_directory(vm: Vm) -> None:
     assert backyfs("-b", empty, "status").out.startswith("no revisions yet")
 
 
+def test_a_vm_that_lost_its_identity_is_in_all_lists(vm: Vm) -> None:
+    base = vm.directory.parent
+    (vm.directory / "repository.json").unlink()
+    lost = f"{vm.directory} has revisions, but no repository.json"
+    assert lost in backyfs("-b", base, "status", code=1).out
+    assert lost in backyfs("-b", base, "check", code=2).out
+    assert lost in backyfs("-b", base, "usage", code=1).err
+    assert refused("-b", vm.directory, "status", code=10) == lost
+
+
 def test_find(vm: Vm) -> None:
     paths = on(vm, "find", "-r", "reverse(all)").out.splitlines()
     assert paths == [str(vm.directory / "revisions" / f"{i}.json") for i in vm.ids[::-1]]

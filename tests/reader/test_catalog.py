@@ -145,6 +145,24 @@ def test_vms_come_and_go(tmp_path: Path, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("known", [False, True])
+def test_a_vm_whose_identity_was_lost_is_damaged_not_gone(
+    tmp_path: Path, clock: Clock, known: bool
+) -> None:
+    repository = make_vm(tmp_path, "vm", SMALL)
+    catalog = Catalog(tmp_path, clock=clock)
+    if known:
+        catalog.vm("vm")
+    repository.layout.identity.unlink()
+    clock.now += 1
+    assert list(catalog.names()) == ["vm"]
+    with pytest.raises(Corrupt, match=r"vm has revisions, but no repository\.json"):
+        catalog.vm("vm")
+    (tmp_path / "begun" / "revisions").mkdir(parents=True)
+    clock.now += 1
+    assert list(catalog.names()) == ["vm"], "where nothing was made yet, nothing was lost"
+
+
+@pytest.mark.parametrize("known", [False, True])
 def test_a_vm_without_its_revisions_is_damaged_not_gone(
     tmp_path: Path, clock: Clock, known: bool
 ) -> None:
