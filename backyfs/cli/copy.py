@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from backyfs.cli import options, output
 from backyfs.cli.session import Session, make_way
-from backyfs.errors import ConfigError
+from backyfs.errors import ConfigError, Corrupt
 from backyfs.model import vm_name
 from backyfs.store.repository import Repository, is_repository
+
+if TYPE_CHECKING:
+    from backyfs.store.record import Record
 
 
 @click.command()
@@ -44,7 +49,8 @@ def command(
 
     DST may be of the other format, and is made if it does not exist. Copied are the revisions
     newer than the newest common one; ids, times, tags and trust stay; each copy has the digest of
-    its original. What was copied stays copied when a later revision fails.
+    its original. What was copied stays copied when a later revision fails. Revisions whose record
+    cannot be read are left out; unless DST has them already, the exit code is 12.
     """
     from backyfs.cli.running import run
     from backyfs.cli.showing import showing
@@ -57,6 +63,7 @@ def command(
         there, origins = (opened.revisions(), opened.origins()) if opened else ([], set[str]())
         for record in missing(origin.revisions(), there, origins):
             _print("would_copy", record.id, as_json)
+        _tell_left_out(origin, there, as_json)
         return
     copied_to = Repository.open(target) if exists else _made(_config(origin), target, store)
     with session.logging(copied_to), showing(session, progress, as_json=as_json) as shown:
@@ -66,6 +73,19 @@ def command(
     if not as_json and not session.quiet:
         present = len(result.present)
         output.line(f"{len(result.copied)} copied, {present} present, to {copied_to.path}")
+    _tell_left_out(origin, copied_to.revisions(), as_json)
+
+
+def _tell_left_out(origin: Repository, there: Sequence[Record], as_json: bool) -> None:
+    """Corrupt where revisions cannot be read that are not `there`: the copy is not all of it."""
+    left = dict(origin.unreadable())
+    for record in there:
+        left.pop(record.id, None)
+    for error in left.values():
+        output.warn(f"left out: {error.message}", as_json=as_json)
+    if left:
+        total = len(origin.revisions()) + len(left)
+        raise Corrupt(f"{len(left)} of {total} revisions are not in the copy", vm=origin.name)
 
 
 def _config(origin: Repository) -> bytes | None:

@@ -406,6 +406,26 @@ def test_manual_tags_protect(vm: Vm) -> None:
     assert vm.ids == ids[1:]
 
 
+def test_copy_says_what_it_leaves_out(vm: Vm, tmp_path: Path) -> None:
+    middle = vm.ids[1]
+    record = vm.directory / "revisions" / f"{middle}.json"
+    whole = record.read_bytes()
+    record.write_bytes(b"{" + whole)
+    target = tmp_path / "copy"
+    dry = backyfs("copy", "-n", vm.directory, target, code=12)
+    done = backyfs("copy", vm.directory, target, code=12)
+    assert done.out.startswith("copied ")
+    for told in (dry.err, done.err):
+        warning, error = told.splitlines()
+        assert warning.startswith("backyfs: warning: left out: damaged: web01: the record of ")
+        assert middle in warning
+        assert error == "backyfs: web01: damaged: 1 of 3 revisions are not in the copy"
+    record.write_bytes(whole)
+    backyfs("copy", vm.directory, tmp_path / "all")
+    record.write_bytes(b"{" + whole)
+    assert backyfs("copy", vm.directory, tmp_path / "all").err == "", "the copy has it"
+
+
 def test_copy_into_the_other_format(vm: Vm, xfs_dir: Path) -> None:
     target = xfs_dir / "base" / "web01"  # the base is made, too, as by init
     assert backyfs("copy", "-n", vm.directory, target).out.count("would copy") == 3
