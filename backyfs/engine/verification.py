@@ -28,7 +28,7 @@ from backyfs.engine.progress import QUIET, Phase, Progress
 from backyfs.engine.readback import bad_frames
 from backyfs.engine.scrub_position import note_damage
 from backyfs.engine.trust import verified
-from backyfs.errors import BackyfsError, Corrupt, NoRevision, NoSpace
+from backyfs.errors import BackyfsError, Corrupt, NoRevision, NoSpace, Unsupported
 from backyfs.extents import merged
 from backyfs.model import FRAME, Extent
 from backyfs.store.contract import StoredImage
@@ -245,6 +245,8 @@ def _unrecorded(repository: Repository, record: Record, at: datetime) -> str:
         verified(repository, record, at)
     except (OSError, NoSpace) as exc:
         return why_unwritten(exc)
+    except Unsupported as exc:
+        return exc.message
     return ""
 
 

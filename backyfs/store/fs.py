@@ -196,6 +196,14 @@ SYSTEM = Fs()
 """The real operating system."""
 
 
+class ReadOnly(Fs):
+    """Refuses every change, as a read-only file system does."""
+
+    def call(self, name: str) -> None:
+        """OSError."""
+        raise OSError(errno.EROFS, "only a newer backyfs may write to it")
+
+
 def temporary(target: Path) -> Path:
     """A name beside `target` that clean-up recognises as unfinished."""
     return target.with_name(f"{target.name}.{os.urandom(4).hex()}.tmp")

@@ -24,7 +24,7 @@ from backyfs.store import lock, space
 from backyfs.store.choice import choose_store
 from backyfs.store.contract import StoredImage
 from backyfs.store.format import Damage, Format, GcReport, Place
-from backyfs.store.fs import SYSTEM, Fs, is_named, publish
+from backyfs.store.fs import SYSTEM, Fs, ReadOnly, is_named, publish
 from backyfs.store.identity import COW, PACKS, Identity, lost_in, read_identity
 from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, TEMPORARY_SUFFIX, Layout, owner
 from backyfs.store.ledger import Ledger
@@ -89,7 +89,7 @@ class Repository:
     def __init__(self, path: Path, identity: Identity, fs: Fs = SYSTEM) -> None:
         self.layout = Layout(path)
         self.identity = identity
-        self.fs = fs
+        self.fs = fs = fs if identity.writable else ReadOnly()
         self.quarantine = Quarantine(self.layout.quarantine, fs)
         self.reports = Reports(self.layout.reports, fs)
         self.place = Place(self.layout, identity.uuid, fs, self.quarantine)
@@ -179,8 +179,9 @@ class Repository:
     ) -> State:
         """Replace a revision's state by `change(state)`, atomically; waits for no writer.
 
-        Corrupt where the state is damaged, unless it may be made `anew`.
+        Unsupported; Corrupt where the state is damaged, unless it may be made `anew`.
         """
+        self._refuse_newer()
         return self.ledger.update_state(revision, change, anew=anew)
 
     # Reading
@@ -238,17 +239,20 @@ class Repository:
     @contextlib.contextmanager
     def writing(self, wait_s: float = 0.0) -> Iterator[lock.Intent]:
         """Hold the writer's lock; cleans up what a killed writer left. Busy, Unsupported."""
-        if not self.identity.writable:
-            raise Unsupported(
-                f"{self.path} has a feature that allows this program to read only",
-                hint="use a newer backyfs to write",
-            )
+        self._refuse_newer()
         path = self.layout.lock
         busy = f"{self.name} is busy: {lock.holder(path)} is writing to it"
         with lock.exclusive(path, wait_s, busy, hint=lock.WAIT) as fd:
             intent = lock.Intent(fd, path, self.fs)
             self._clean_up(intent)
             yield intent
+
+    def _refuse_newer(self) -> None:
+        if not self.identity.writable:
+            raise Unsupported(
+                f"{self.path} has a feature that allows this program to read only",
+                hint="use a newer backyfs to write",
+            )
 
     def _clean_up(self, intent: lock.Intent) -> None:
         unfinished = intent.read()

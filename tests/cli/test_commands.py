@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import backyfs as package
+from backyfs.store.record import sealed
 from tests import images
 from tests.cli.conftest import Vm
 from tests.cli.program import PROGRAM, Done, backyfs, refused
@@ -363,6 +364,25 @@ def test_tags(vm: Vm) -> None:
     backyfs(*tags, "set", "-n", "-r", "0", "daily")
     backyfs(*tags, "set", "-f", "-r", "0", "hourly", "--expect", "manual:keep this")
     assert on(vm, "status", "--json").json["revisions"][-1]["tags"] == ["hourly"]
+
+
+def test_of_a_newer_version_only_what_may_be_read(vm: Vm) -> None:
+    identity = vm.directory / "repository.json"
+    value = json.loads(identity.read_bytes())
+    value["features"]["ro_compat"] = ["later"]
+    identity.write_bytes(sealed({k: v for k, v in value.items() if k != "blake3"}))
+    damage(vm)
+
+    def files() -> dict[Path, bytes]:
+        found = (path for path in vm.directory.rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in found if path.name != "backy.log"}
+
+    before = files()
+    for command in (["tags", "add", "-r", "0", "manual:x"], ["distrust", "-r", "0"], ["backup"]):
+        assert "allows this program to read only" in refused("-b", vm.directory, *command, code=10)
+    assert "not recorded" in on(vm, "verify", "-r", "all", code=12).err
+    assert "not recorded" in on(vm, "scrub", code=12).err
+    assert files() == before
 
 
 def test_a_damaged_state(vm: Vm) -> None:
