@@ -154,3 +154,11 @@ def test_what_nobody_knows_yet_is_refused(
     assert done.returncode == 1
     assert "dedup" in done.stderr
     assert not (tmp_path / "restored").exists()
+
+
+def test_a_directory_of_no_vm_is_an_error(tmp_path: Path) -> None:
+    done = run(tmp_path / "none", check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"restore_packs: {tmp_path}/none is no VM's directory: revisions/ is missing\n"
+    )
