@@ -3,7 +3,8 @@
 An image file whose file system can reflink is backed up from a clone, which nobody can change; any
 other is read live, and the engine finds out whether it changed meanwhile. Holes are not
 read: the cost follows the data, not the size. Devices are read past the page cache, since a
-volume may be written by another host or path, of which that cache knows nothing. Nothing is
+volume may be written by another host or path, of which that cache knows nothing; so are files on
+NFS, CephFS, FUSE and whatever else has no device of its own. Nothing is
 ever written, and no lock taken: the image belongs to the VM.
 
 Settings (also of Backy): `filename: PATH` for one disk named "disk", or `disks: {NAME: PATH}`;
@@ -28,7 +29,7 @@ from backyfs.errors import ConfigError, SourceUnavailable
 from backyfs.model import DEFAULT_DISK, Consistency, Extent, is_name
 from backyfs.source import changes as change_list
 from backyfs.source.contract import Bookmark, Changes
-from backyfs.source.readers import DeviceReader, FileReader, Reader
+from backyfs.source.readers import DirectReader, FileReader, Reader
 from backyfs.source.reflink import NoClone, clone
 
 TYPE = "file"
@@ -117,7 +118,7 @@ class FileSource:
         if stat.S_ISBLK(os.fstat(fd).st_mode):
             if self._reflink is Reflink.ALWAYS:
                 raise SourceUnavailable(f"cannot clone {path}: it is a block device")
-            reader = DeviceReader(fd)
+            reader = DirectReader(fd)
             if not reader.size:  # a detached loop device, an ejected disk: no shrunk one
                 raise SourceUnavailable(
                     f"{path} is a device of 0 bytes", hint="see what is attached to it with: lsblk"
@@ -128,7 +129,7 @@ class FileSource:
                 f"{path} is a file of 0 bytes", hint="no disk is that small: see what emptied it"
             )
         if self._reflink is Reflink.NEVER:
-            return FileReader(fd), "reflink is set to never"
+            return _live(fd), "reflink is set to never"
         try:
             cloned = clone(fd, path, careful=self._reflink is Reflink.AUTO)
         except NoClone as exc:
@@ -136,7 +137,7 @@ class FileSource:
                 raise SourceUnavailable(
                     f"cannot clone {path}: {exc}", hint="or set `reflink: auto` to read it live"
                 ) from exc
-            return FileReader(fd), str(exc)
+            return _live(fd), str(exc)
         identity = os.fstat(fd)
         os.close(fd)
         return FileReader(cloned, identity), ""
@@ -329,9 +330,20 @@ def _opened(path: str) -> int:
         raise
 
 
-def _bypass_page_cache(fd: int) -> None:
-    with contextlib.suppress(OSError):  # then it is read as any file
+def _live(fd: int) -> Reader:
+    """Who reads a file that may change. What another host writes on a file system they share, the
+    page cache may never hear of: read again, the file would look as if it had not changed.
+    """
+    local = os.major(os.fstat(fd).st_dev)  # 0: NFS, CephFS, FUSE and others without a device
+    return FileReader(fd) if local or not _bypass_page_cache(fd) else DirectReader(fd)
+
+
+def _bypass_page_cache(fd: int) -> bool:
+    try:
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+    except OSError:  # it is read as any file
+        return False
+    return True
 
 
 def _paths(settings: Mapping[str, Any]) -> dict[str, str]:

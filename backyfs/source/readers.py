@@ -1,4 +1,4 @@
-"""Descriptors of images, open for reading: a regular file's and a block device's.
+"""Descriptors of images, open for reading: through the page cache, and past it.
 
 Both know their size when opened, read from many threads without sharing a position, and fail
 with EBADF when read after `close`, instead of meeting another file of the same number.
@@ -51,8 +51,8 @@ class FileReader:
         self.fd = -1
 
 
-class DeviceReader:
-    """Reads a block device directly, past the page cache where it allows that."""
+class DirectReader:
+    """Reads past the page cache: a block device where it allows that, or a file open so."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -63,16 +63,23 @@ class DeviceReader:
     def read(self, offset: int, length: int) -> bytes:
         """The bytes by way of an aligned buffer."""
         start = offset - offset % _BLOCK
-        end = min(-(-(offset + length) // _BLOCK) * _BLOCK, self.size)
-        if start >= end:
+        end = -(-(offset + length) // _BLOCK) * _BLOCK  # perhaps behind the end of the image
+        if not length:
             return b""
         buffer = self._buffer(end - start)
         try:
             with memoryview(buffer) as view:
-                got = os.preadv(self.fd, [view[: end - start]], start)
+                got = self._fill(view[: end - start], start)
                 return bytes(view[offset - start : min(got, offset - start + length)])
         finally:
             self._buffers.append(buffer)
+
+    def _fill(self, view: memoryview, start: int) -> int:
+        """How much could be read: a file system that gives less than asked for is asked again."""
+        got = 0
+        while got < len(view) and (more := os.preadv(self.fd, [view[got:]], start + got)):
+            got += more
+        return got
 
     def _buffer(self, length: int) -> mmap.mmap:
         try:

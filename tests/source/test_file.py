@@ -30,6 +30,7 @@ from backyfs.source.readers import FileReader
 from backyfs.testing.source import FIRST, SourceContract, Subject, whole
 from tests.filesystems import run
 from tests.parts import require
+from tests.source.shared import seen_from_here
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -438,6 +439,27 @@ def test_a_symbolic_link_is_followed_and_cloned_at_its_target(
     with opened(tmp_path / "link") as (snapshot, disk):
         assert snapshot.frozen
         assert whole(disk) == path.read_bytes()
+
+
+# ---- file systems that other hosts write, too --------------------------------------------------
+
+
+@pytest.mark.parametrize("reflink", [Reflink.AUTO, Reflink.NEVER])
+def test_what_another_host_writes_is_read(tmp_path: Path, reflink: Reflink) -> None:
+    """Else a disk that changes while it is read looks the same when it is read again."""
+    require("fuse")
+    (tmp_path / "theirs").mkdir()
+    image, ours = filled(tmp_path / "theirs" / "vm.img", 2 * MIB + 700), tmp_path / "ours"
+    with (
+        seen_from_here(image.parent, ours),
+        open(ours / "vm.img", "rb") as other,
+        opened(ours / "vm.img", reflink=reflink) as (_, disk),
+    ):
+        assert other.read() == whole(disk) == image.read_bytes()
+        with open(image, "r+b") as stream:
+            stream.write(b"new" * 4096)
+        assert whole(disk) == image.read_bytes()
+        assert disk.read(2 * MIB + 5, 695) == image.read_bytes()[-695:]
 
 
 # ---- block devices -----------------------------------------------------------------------------
