@@ -39,6 +39,7 @@ from backyfs.engine.tags import checked_tags
 from backyfs.errors import BackyfsError, SourceUnavailable, UsageError
 from backyfs.extents import whole_frames
 from backyfs.model import Consistency, Extent, Trust
+from backyfs.source import changes as change_list
 from backyfs.source import contract
 from backyfs.source.contract import Backups, Bookmark, DiskSnapshot, Session, Snapshot, Source
 from backyfs.store.contract import DiskWriter
@@ -283,7 +284,8 @@ class _Backup:
         changed: Sequence[Extent] | None = None
         if self._base.record is not None and name in self._base.record.disks and self._base.relied:
             if name in self._changes and self._base.newest and self._base.has_disk(name, disk.size):
-                changed = self._changes[name]
+                what = f"the change list of {name}"  # one that goes on behind it is of another disk
+                changed = change_list.checked(self._changes[name], what, disk.size)
             elif (known := disk.changed()) is not None:
                 changed = known.extents
         if changed is None:

@@ -162,6 +162,17 @@ async def test_changes_without_a_parent_mean_nothing(packs: Repository) -> None:
     assert content(packs, record) == source.contents["disk"]
 
 
+async def test_changes_behind_the_end_of_the_disk_are_of_another_one(packs: Repository) -> None:
+    source = MemorySource({"disk": disk("abcd")})
+    await back_up(packs, source)
+    ids = [record.id for record in packs.revisions()]
+    with pytest.raises(UsageError, match="change list of disk reaches beyond the disk of 262144"):
+        await back_up(packs, source, changes={"disk": [Extent(3 * FRAME, FRAME + 1)]})
+    assert [record.id for record in packs.revisions()] == ids
+    record = await back_up(packs, source, changes={"disk": [Extent(3 * FRAME, FRAME)]})
+    assert record.stats.read == FRAME
+
+
 async def test_changes_for_a_disk_that_is_not_there(packs: Repository) -> None:
     source = MemorySource({"disk": disk("a")})
     with pytest.raises(UsageError, match="'other'"):
