@@ -11,6 +11,7 @@ import base64
 import contextlib
 import io
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ ANSWER_MAX = 16 << 20
 """Bytes of the largest answer that is read, headers included; a value has 512 KiB at most."""
 
 _PIECE = 1 << 16
+_INDEX = re.compile("[0-9]{1,20}")  # of 64 bits
 
 
 class Entry(NamedTuple):
@@ -70,7 +72,7 @@ class Consul:
 
     def _listing(self, key: str, options: dict[str, object], wait_s: int) -> Listing:
         answer = self._ask("GET", key, options, wait_s=wait_s)
-        index = int(answer.index) if answer.index.isascii() and answer.index.isdigit() else 0
+        index = int(answer.index) if _INDEX.fullmatch(answer.index) else 0
         if answer.status == 404:
             return Listing((), index)
         with self._understood():
@@ -185,6 +187,7 @@ def _entry(found: dict[str, Any]) -> Entry:
     key, value, modified = found["Key"], found["Value"], found["ModifyIndex"]
     if not isinstance(key, str) or type(modified) is not int:
         raise TypeError("no entry")
+    key.encode()  # half a surrogate pair cannot be asked for
     return Entry(key, base64.b64decode(value or "", validate=True), modified)  # null: empty
 
 

@@ -258,6 +258,7 @@ GARBAGE = {
     "not UTF-8": answer(b'["\xff"]'),
     "deep": answer(b"[" * 100_000),
     "a number as key": entries(Key=5),
+    "half a surrogate pair in a key": entries(Key="snapshot/\ud800"),
     "a text as index": entries(ModifyIndex="5"),
     "wrong base64": entries(Value="A?=="),
     "a number as value": entries(Value=5),
@@ -278,7 +279,7 @@ def test_a_change_that_is_neither_true_nor_false(body: bytes) -> None:
         consul.delete("key")
 
 
-@pytest.mark.parametrize("index", ["", "-1", "x", "٣", "1e9", "5, 6"])
+@pytest.mark.parametrize("index", ["", "-1", "x", "٣", "1e9", "5, 6", "9" * 5000])
 def test_an_index_that_is_none_is_not_told(index: str) -> None:
     said = answer(b"[]", headers=f"X-Consul-Index: {index}\r\n")
     with peer(saying(said)) as consul:
