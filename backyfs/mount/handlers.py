@@ -65,6 +65,7 @@ _CATALOG_READERS = 2
 _PASSED_ON = {errno.ENFILE, errno.EMFILE, errno.ENOMEM, errno.ESTALE}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REMEMBERED_ERRORS = 1024
+_REMEMBERED_FILES = 4096
 
 _MODES = {
     Kind.DIRECTORY: stat.S_IFDIR | 0o555,
@@ -129,6 +130,7 @@ class Handlers(FixedNames):
         self._numbers = itertools.count(1)
         self._recent_s: deque[float] = deque([0.0], maxlen=_RECENT)
         self._reported: dict[str, None] = {}
+        self._changed: dict[int, int] = {}  # by inode, those opened last: Opened.changed_ns
         self._readers = trio.CapacityLimiter(_READERS)
         self._writers = trio.CapacityLimiter(_WRITERS)
         self._ahead = trio.CapacityLimiter(_AHEAD)
@@ -244,11 +246,24 @@ class Handlers(FixedNames):
         opened = await trio.to_thread.run_sync(self.tree.open, inode, limiter=self._readers)
         number = next(self._numbers)
         self._files[number] = _File(number, opened, ReadAhead(opened.node.size))
-        lasts = opened.node.lasts
         # What may change is read past the page cache, which would cut it to its former size, or
         # still have what was dropped with an overlay.
-        keep = lasts and not opened.suspect
-        return FileInfo(fh=number, keep_cache=keep, direct_io=not lasts)
+        return FileInfo(
+            fh=number, keep_cache=self._pages_hold(opened), direct_io=not opened.node.lasts
+        )
+
+    def _pages_hold(self, opened: Opened) -> bool:
+        """Whether what the kernel has of a file is what would be read now.
+
+        Of a raw image it may have bytes that were bad, and were healed since.
+        """
+        before = self._changed.pop(opened.node.inode, None)
+        if opened.changed_ns:
+            self._changed[opened.node.inode] = opened.changed_ns
+            if len(self._changed) > _REMEMBERED_FILES:
+                del self._changed[next(iter(self._changed))]
+        healed = bool(opened.changed_ns) and opened.changed_ns != before
+        return opened.node.lasts and not opened.suspect and not healed
 
     @_guarded
     async def release(self, fh: int) -> None:

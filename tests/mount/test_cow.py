@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from backyfs.model import FRAME
+from backyfs.model import FRAME, Consistency
+from backyfs.store.record import Draft
 from backyfs.store.repository import Repository
 from tests.mount.mounts import Mounted, eventually, mounted
 from tests.reader.stores import add_revision, content, make_vm
+from tests.store.contract import spoil
 
 FIRST = content(30, seed=1, tail=777)
 SECOND = FIRST[: 20 * FRAME] + content(25, seed=2)
@@ -46,6 +49,23 @@ def test_contents(vm: Repository, tree: Mounted) -> None:
     for path, record in zip((first, second), vm.revisions(), strict=True):
         disk = record.disks["disk"]
         assert (path.stat().st_size, path.stat().st_blocks) == (disk.size, -(-disk.data // 512))
+
+
+def test_what_was_healed_is_shown(vm: Repository, tree: Mounted) -> None:
+    """The kernel had the bad bytes; nobody opened the file while damage was known."""
+    first = vm.revisions()[0]
+    path = images(vm, tree)[0]
+    spoil(vm, first, 3)
+    assert path.read_bytes() != FIRST
+    with contextlib.closing(vm.open_disk(first, "disk")) as image:
+        assert image.check(3, 1) == [3]
+    with vm.writing() as intent, vm.begin(intent, first) as staging:
+        writer = staging.disk("disk", len(FIRST))
+        for extent in writer.required():
+            writer.write(extent.offset, FIRST[extent.offset : extent.end])
+        staging.commit(Draft(Consistency.CRASH))
+    assert not vm.quarantine.bad()
+    assert path.read_bytes() == FIRST
 
 
 def test_an_open_file_outlives_its_revision(vm: Repository, tree: Mounted) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -81,7 +82,7 @@ class ImageFile:
     def open(self, node: Node, images: OpenImages, *, check: bool) -> Opened:
         """A lease of the image."""
         lease, suspect = _lease(self.vm, self.revision, self.disk, images, check)
-        return Opened(node, lease.image, lease.close, suspect)
+        return Opened(node, lease.image, lease.close, suspect, _changed_ns(lease.image))
 
     def window(self, view: WritableImage) -> WritableImage:
         """Its part of a view of the disk: all of it."""
@@ -115,7 +116,7 @@ class SliceFile:
         lease, suspect = _lease(self.vm, self.revision, self.slice.disk, images, check)
         partition = self.slice.partition
         image = SliceImage(lease.image, partition.start, partition.length)
-        return Opened(node, image, lease.close, suspect)
+        return Opened(node, image, lease.close, suspect, _changed_ns(lease.image))
 
     @property
     def disk(self) -> DiskRecord:
@@ -178,6 +179,11 @@ def _lease(
     suspect = bool(vm.damage(record))
     with _removed_meanwhile(vm, record):
         return images.open(vm.repository, record, disk.name, check=check or suspect), suspect
+
+
+def _changed_ns(image: DiskImage) -> int:
+    fd = image.raw_fd()
+    return 0 if fd is None else os.fstat(fd).st_ctime_ns
 
 
 @contextlib.contextmanager

@@ -49,12 +49,14 @@ class Node:
 class Opened:
     """An open file; `close` gives it back and never blocks.
 
-    `suspect`: damage is known, so what was read of it before may not be kept. `writable`: the image
-    again if it may be written to.
+    `suspect`: damage is known, so what was read of it before may not be kept. `changed_ns`: when
+    the file whose bytes are read unverified was last changed, which healing does (0: all bytes are
+    verified). `writable`: the image again if it may be written to.
     """
 
     node: Node
     image: ReadableImage
     close: Callable[[], None]
     suspect: bool = False
+    changed_ns: int = 0
     writable: WritableImage | None = None
