@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
@@ -161,6 +162,26 @@ def test_removed_revisions_are_gone_and_forgotten(tree: Tree, vm: Repository, cl
         with pytest.raises(NoEntry):
             ask(gone)
     assert tree.node(stays).inode == stays
+
+
+def test_vms_that_are_gone_are_forgotten(tmp_path: Path) -> None:
+    """Also if nobody asks for them again: names come and go as long as there is a mount."""
+    make_vm(tmp_path, "web01", DATA)
+    tree = Tree(Catalog(tmp_path, refresh_s=0), OpenImages(FrameCache()))
+    seen = set()
+    for number in range(5):
+        (vm,) = tmp_path.iterdir()
+        vm.rename(tmp_path / f"vm{number}")
+        tree.node(ROOT)
+        seen.add(walk(tree, f"vm{number}", "latest").inode)
+    tree.node(ROOT)
+    found = set()
+    for inode in seen:
+        with contextlib.suppress(NoEntry):
+            tree._inodes.find(inode)
+            found.add(inode)
+    assert len(seen) == 5
+    assert len(found) <= 2
 
 
 def test_latest_moves(tree: Tree, vm: Repository, clock: Clock) -> None:

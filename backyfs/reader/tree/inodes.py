@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from backyfs.reader.tree.node import NoEntry
 
@@ -42,6 +42,7 @@ class Inodes:
         self._lock = threading.Lock()
         self._sections: dict[int, Section] = {}
         self._numbers: dict[str, dict[str, int]] = {}
+        self._missed: set[str] = set()
 
     def base(self, vm: str, part: str) -> int:
         """The number of a section's leaf 0; leaf n is `base + n`."""
@@ -78,3 +79,15 @@ class Inodes:
             numbers = self._numbers.get(vm, {})
             for part in [part for part in numbers if not parts(part)]:
                 del self._sections[numbers.pop(part)]
+
+    def keep_vms(self, vms: Container[str]) -> None:
+        """Forget the VMs that a listing of all does not have, nor had the one before.
+
+        Twice, for one that was just made may have been asked for before it is listed.
+        """
+        with self._lock:
+            missing = {vm for vm in self._numbers if vm not in vms}
+            for vm in missing & self._missed:
+                for number in self._numbers.pop(vm).values():
+                    del self._sections[number]
+            self._missed = missing

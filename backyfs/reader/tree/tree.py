@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from backyfs.errors import NoRepository, Unsupported
 from backyfs.reader.catalog import Catalog, Vm
 from backyfs.reader.images import OpenImages
@@ -35,11 +37,12 @@ class Tree:
         self._check, self._clock = check, clock
         self._inodes = Inodes()
         self._shown: dict[str, int] = {}
+        self._names_seen: Mapping[str, int] = {}
 
     def node(self, inode: int, *, wait: bool = True) -> Node:
         """What an inode number stands for. NoEntry when it is gone."""
         if inode == ROOT:
-            times = self.catalog.names(wait=wait).values()
+            times = self._names(wait).values()
             return Node(ROOT, Kind.DIRECTORY, max(times, default=0))
         (name, part), leaf = self._inodes.find(inode)
         lasting = leaf != inodes.REVISION_JSON
@@ -57,7 +60,7 @@ class Tree:
     def children(self, inode: int, *, wait: bool = True) -> Listing:
         """The names in a directory with their nodes. NoEntry."""
         if inode == ROOT:
-            names = self.catalog.names(wait=wait)
+            names = self._names(wait)
             return [(name, vm.directory(name, time, self._inodes)) for name, time in names.items()]
         (name, part), leaf = self._inodes.find(inode)
         return self._section(name, part, wait).children(leaf, wait=wait)
@@ -76,6 +79,16 @@ class Tree:
         return self._section(name, part, wait).attributes(leaf, wait=wait)
 
     # The views
+
+    def _names(self, wait: bool) -> Mapping[str, int]:
+        """All VMs' names; of those that are gone nothing is remembered."""
+        names = self.catalog.names(wait=wait)
+        if names is not self._names_seen:
+            self._names_seen = names
+            self._inodes.keep_vms(names)
+            for name in [name for name in list(self._shown) if name not in names]:
+                self._shown.pop(name, None)
+        return names
 
     def _changed_ns(self, name: str, wait: bool) -> int:
         try:
