@@ -406,6 +406,18 @@ def test_a_base_that_went_away_is_an_answer_and_comes_back(packs: Path) -> None:
         assert (final, len(names)) == (OptionReply.ACK, 1)
 
 
+def test_a_path_that_is_no_utf_8_is_told_as_well_as_can_be(tmp_path: Path) -> None:
+    base = tmp_path / os.fsdecode(b"odd\xff")
+    base.mkdir()
+    make_vm(base, "web01", IMAGE)
+    with running(base) as server, connected(server.address) as client:
+        client.hello()
+        error, _ = client.ask(Option.GO, open_data("none/latest"))
+        assert error == OptionReply.ERR_UNKNOWN
+        assert client.text.endswith("odd\\udcff: no VM 'none'")
+        assert client.ask(Option.GO, open_data(ONLY))[0] == OptionReply.ACK
+
+
 def test_without_a_thread_to_be_had_an_image_is_given_back(
     packs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -234,6 +234,10 @@ def test_a_text_is_cut_between_characters() -> None:
     assert reply[26:].decode() == "é" * 2048
 
 
+def test_a_text_that_is_no_utf_8_is_told_as_well_as_can_be() -> None:
+    assert made().error(7, errno.EIO, "b\udcff").endswith(b"b\\udcff")
+
+
 def test_only_errors_of_the_specification_go_over_the_wire() -> None:
     assert {wire_error(number) for number in range(200)} == {1, 5, 12, 22, 28, 75, 95, 108}
     assert wire_error(errno.ENOENT) == 5

@@ -325,7 +325,8 @@ def _reply(option: int, kind: OptionReply, data: bytes = b"") -> bytes:
 
 def _cut(text: str) -> bytes:
     """Text as a string of the protocol; what is too long loses its end."""
-    return text.encode()[:STRING_BYTES_MAX].decode(errors="ignore").encode()
+    data = text.encode(errors="backslashreplace")  # a path may be no UTF-8
+    return data[:STRING_BYTES_MAX].decode(errors="ignore").encode()
 
 
 def _refuse_data(data: bytes) -> None:

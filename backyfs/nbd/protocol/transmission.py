@@ -298,7 +298,8 @@ class Transmission:
 def _error_chunk(
     cookie: int, flags: int, kind: Chunk, number: int, text: str, where: bytes = b""
 ) -> bytes:
-    message = text.encode()[:STRING_BYTES_MAX].decode(errors="ignore").encode()
+    data = text.encode(errors="backslashreplace")  # a path may be no UTF-8
+    message = data[:STRING_BYTES_MAX].decode(errors="ignore").encode()
     payload = struct.pack(">IH", wire_error(number), len(message)) + message + where
     return _CHUNK.pack(STRUCTURED_REPLY_MAGIC, flags, kind, cookie, len(payload)) + payload
 
