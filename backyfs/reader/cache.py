@@ -198,10 +198,12 @@ class CachedImage:
         return _assembled(_in_order(frames, have), offset, length)
 
     def read_unless_reserved(self, offset: int, length: int) -> Buffer | None:
-        """As `read`, but None instead of waiting for a thread that decodes the same frames."""
+        """As `read`, but None where that may take long: a thread decodes the same frames, or they
+        are damaged, which is to be recorded.
+        """
         frames = self._frames(offset, length)
         have: dict[int, Block] = {}
-        self._fill(frames, have)
+        self._fill(frames, have, quiet=True)
         if len(have) < len(frames):
             return None
         return _assembled(_in_order(frames, have), offset, length)
@@ -223,15 +225,18 @@ class CachedImage:
             return range(0)
         return range(offset // FRAME, -(-(offset + length) // FRAME))
 
-    def _fill(self, frames: range, have: dict[int, Block]) -> None:
-        """Add to `have` what is cached, and what is not and nobody else decodes. Corrupt."""
+    def _fill(self, frames: range, have: dict[int, Block], *, quiet: bool = False) -> None:
+        """Add to `have` what is cached, and what is not and nobody else decodes. Corrupt.
+
+        `quiet`: what is damaged is left out.
+        """
         mine = self._cache.reserve(self._disk, frames, have)
         if not mine:
             return
         error: Corrupt | None = None
         try:
             for first, count in _runs(mine):
-                error = self._decode(first, count, have) or error
+                error = self._decode(first, count, have, quiet) or error
         finally:
             undone = [frame for frame in mine if frame not in have]
             if undone:
@@ -239,24 +244,30 @@ class CachedImage:
         if error is not None:
             raise error
 
-    def _decode(self, first: int, count: int, have: dict[int, Block]) -> Corrupt | None:
+    def _decode(
+        self, first: int, count: int, have: dict[int, Block], quiet: bool
+    ) -> Corrupt | None:
         """Decode a run into `have`; an error after all good frames of the run were kept."""
         try:
-            data = self._read(first, count)
+            data = self._read(first, count, quiet)
         except Corrupt as exc:
             if count == 1:
                 return exc
-            errors = [self._decode(first + index, 1, have) for index in range(count)]
+            errors = [self._decode(first + index, 1, have, quiet) for index in range(count)]
             return next((error for error in errors if error is not None), None)
+        if data is None:
+            return None
         block = Block(self._disk, first, data)
         self._cache.put(block)
         for frame in block.frames:
             have[frame] = block
         return None
 
-    def _read(self, first: int, count: int) -> Buffer:
+    def _read(self, first: int, count: int, quiet: bool) -> Buffer | None:
         offset = first * FRAME
         length = min(count * FRAME, self._size - offset)
+        if quiet:
+            return self._image.read_sound(offset, length)
         if count == 1:
             return self._image.read(offset, length)
         hole = self._image.try_read(offset, length)

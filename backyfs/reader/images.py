@@ -46,7 +46,9 @@ class ReadableImage(Protocol):
         """Close the image."""
 
     def read_unless_reserved(self, offset: int, length: int) -> Buffer | None:
-        """As `read`; None where it would wait for a thread that decodes the same bytes."""
+        """As `read`; None where it would wait for a thread that decodes the same bytes, or record
+        that they are damaged.
+        """
 
     def prefetch(self, extent: Extent) -> None:
         """Make a later `read` of the extent cheap; reports no damage."""

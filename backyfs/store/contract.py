@@ -28,6 +28,12 @@ class Image(Protocol):
         frame's offset and length) when stored bytes fail their checksum.
         """
 
+    def read_sound(self, offset: int, length: int) -> bytes | None:
+        """As `read`, but None where bytes are damaged (or it cannot tell so soon).
+
+        Nothing is recorded of that: it takes a write to the store, which may have to wait for long.
+        """
+
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """As `read`, filling a writable `buffer` of bytes: saves a copy where much is read.
 

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from backyfs.model import FRAME
 from backyfs.mount.daemon import Logging
 from backyfs.store.repository import Repository
+from tests import filesystems
 from tests.mount.mounts import Mounted, eventually, mounted
 from tests.reader.stores import add_revision, make_vm
 
@@ -96,6 +98,27 @@ def test_a_damaged_frame(vm: Repository, tree: Mounted, tmp_path: Path) -> None:
     assert len(vm.quarantine.bad()) == 3
     state = (tree.path / "vm/latest/revision.json").read_text
     assert eventually(lambda: '"damaged": [{' in state())
+
+
+def test_damage_that_cannot_be_recorded_yet_holds_up_who_reads_it_alone(tmp_path: Path) -> None:
+    """The store's file system is frozen, for a snapshot: who writes waits."""
+    with filesystems.mounted("xfs", tmp_path, 0) as base:
+        vm = make_vm(base, "vm", DATA)
+        damage(vm, 17)
+        with (
+            mounted(base, tmp_path / "mnt") as tree,
+            open(tree.path / "vm/latest/disk.img", "rb", buffering=0) as image,
+            ThreadPoolExecutor() as pool,
+        ):
+            filesystems.run("fsfreeze", "--freeze", base)
+            try:
+                reading = pool.submit(read_page, image.fileno(), 17 * FRAME)
+                for _ in range(100):
+                    assert pool.submit(os.statvfs, tree.path).result(20)
+            finally:
+                filesystems.run("fsfreeze", "--unfreeze", base)
+            assert reading.result(60) is None
+        assert len(vm.quarantine.bad()) == 1
 
 
 def _place(line: str) -> int:

@@ -164,6 +164,7 @@ async def test_small_reads_of_a_cold_disk_move_into_threads(
         return read(offset, length)
 
     monkeypatch.setattr(store, "read", cold)
+    monkeypatch.setattr(store, "read_sound", cold)
     offsets = (n * FRAME for n in range(64) if any(DATA[n * FRAME : (n + 1) * FRAME]))
     async with trio.open_nursery() as nursery:
         handlers.nursery = nursery

@@ -40,6 +40,12 @@ class Bytes:
                 raise Corrupt("a test", offset=frame * FRAME, length=FRAME)
         return self._data[offset : offset + length]
 
+    def read_sound(self, offset: int, length: int) -> bytes | None:
+        try:
+            return self.read(offset, length)
+        except Corrupt:
+            return None
+
     def read_into(self, offset: int, buffer: memoryview) -> None:
         buffer[:] = self.read(offset, len(buffer))
 

@@ -34,6 +34,9 @@ class MemoryImage:
                 raise Corrupt("test", offset=number * FRAME, length=FRAME)
         return self.content[offset : offset + length]
 
+    def read_sound(self, offset: int, length: int) -> bytes | None:
+        return None
+
     def read_into(self, offset: int, buffer: memoryview) -> None:
         buffer[:] = self.read(offset, len(buffer))
 

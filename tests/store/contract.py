@@ -707,6 +707,15 @@ class StoreContract:
 
     # Damage
 
+    def test_what_is_read_only_if_it_is_sound_records_nothing(self, repository: Repository) -> None:
+        content = image_of(2, 4, 6)
+        record = back_up(repository, content).record
+        spoil(repository, record, 1)
+        with closing(repository.open_disk(record, "disk")) as image:
+            assert image.read_sound(5, FRAME - 5) in (None, content[5:FRAME])
+            assert image.read_sound(FRAME - 5, 10) is None
+        assert not repository.quarantine.bad()
+
     def test_a_damaged_frame_is_an_error_for_its_range_only(self, repository: Repository) -> None:
         content = image_of(2, 4, 6, tail=noise(500))
         record = back_up(repository, content).record

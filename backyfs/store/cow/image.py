@@ -186,6 +186,10 @@ class CowImage:
         at = offset - first * FRAME
         return data if len(data) == length else data[at : at + length]
 
+    def read_sound(self, offset: int, length: int) -> bytes | None:
+        """None: it cannot tell."""
+        return None
+
     def read_into(self, offset: int, buffer: memoryview) -> None:
         buffer[:] = self.read(offset, len(buffer))
 

@@ -171,11 +171,22 @@ class PackImage:
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes at `offset`. ValueError outside the disk, Corrupt."""
+        return self._read(offset, length)
+
+    def read_sound(self, offset: int, length: int) -> bytes | None:
+        """As `read`; None where a frame is damaged, and no word of it."""
+        try:
+            return self._read(offset, length, quiet=True)
+        except BadFrame:
+            return None
+
+    def _read(self, offset: int, length: int, *, quiet: bool = False) -> bytes:
+        """`quiet`: a damaged frame is a BadFrame, and nothing else."""
         self._check_range(offset, length)
         if not length:
             return b""
         first, end = offset // FRAME, -(-(offset + length) // FRAME)
-        frames = self._frames(first, end - first)
+        frames = self._frames(first, end - first, quiet=quiet)
         skip, surplus = offset - first * FRAME, end * FRAME - offset - length
         if surplus:
             frames[-1] = frames[-1][:-surplus]
@@ -202,7 +213,9 @@ class PackImage:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise ValueError(f"bytes {offset}+{length} lie outside the disk's {self.size}")
 
-    def _frames(self, first: int, count: int, place: memoryview | None = None) -> list[Frame]:
+    def _frames(
+        self, first: int, count: int, place: memoryview | None = None, *, quiet: bool = False
+    ) -> list[Frame]:
         """Frames [first, first + count) in pieces; with `place` in there, and parts of it."""
         frames: list[Frame] = []
         runs = list(self.map.runs.find(first, count))
@@ -212,7 +225,7 @@ class PackImage:
             skip = run.first - first
             where = place and place[skip * FRAME : (skip + run.span) * FRAME]
             if run.segment != GAP:
-                frames += self._stored(run, where)
+                frames += self._stored(run, where, quiet)
             elif where is None:
                 frames += [ZERO_FRAME] * run.span
             else:
@@ -230,11 +243,13 @@ class PackImage:
             for ref in [segments[run.segment]]
         ]
 
-    def _stored(self, run: Run, place: memoryview | None) -> list[Frame]:
+    def _stored(self, run: Run, place: memoryview | None, quiet: bool) -> list[Frame]:
         ref = self.map.segments[run.segment]
         try:
             return self._library.read(ref.name, ref.root, run.number, run.span, place=place)
         except BadFrame:
+            if quiet:
+                raise
             return self._one_by_one(ref, run, place)
 
     def _one_by_one(self, ref: SegmentRef, run: Run, place: memoryview | None) -> list[Frame]:
