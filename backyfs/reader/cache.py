@@ -226,9 +226,10 @@ class CachedImage:
         return range(offset // FRAME, -(-(offset + length) // FRAME))
 
     def _fill(self, frames: range, have: dict[int, Block], *, quiet: bool = False) -> None:
-        """Add to `have` what is cached, and what is not and nobody else decodes. Corrupt.
+        """Add to `have` what is cached, and what is not and nobody else decodes.
 
-        `quiet`: what is damaged is left out.
+        Corrupt: then `have` is empty, lest the error's frames keep it. `quiet`: what is damaged is
+        left out.
         """
         mine = self._cache.reserve(self._disk, frames, have)
         if not mine:
@@ -242,7 +243,11 @@ class CachedImage:
             if undone:
                 self._cache.give_back(self._disk, undone)
         if error is not None:
-            raise error
+            have.clear()
+            try:
+                raise _bare(error)
+            finally:
+                del error  # it refers to this frame
 
     def _decode(
         self, first: int, count: int, have: dict[int, Block], quiet: bool
@@ -254,7 +259,10 @@ class CachedImage:
             if count == 1:
                 return exc
             errors = [self._decode(first + index, 1, have, quiet) for index in range(count)]
-            return next((error for error in errors if error is not None), None)
+            try:
+                return next((error for error in errors if error is not None), None)
+            finally:
+                errors.clear()  # they refer to this frame
         if data is None:
             return None
         block = Block(self._disk, first, data)
@@ -276,6 +284,15 @@ class CachedImage:
         data = self._cache.room(length)
         self._image.read_into(offset, data)
         return data.toreadonly()
+
+
+def _bare(error: Corrupt) -> Corrupt:
+    """The error alone: frames that it refers to have what was decoded.
+
+    Who keeps it would keep that, and trio keeps what a thread raised until garbage is collected.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _runs(frames: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import threading
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from backyfs.errors import Corrupt
 from backyfs.model import FRAME, Extent
-from backyfs.reader.cache import CachedImage, FrameCache, ReadAhead
+from backyfs.reader.cache import Block, CachedImage, FrameCache, ReadAhead
 from tests.reader.stores import content
 
 
@@ -174,6 +175,26 @@ def test_overlapping_readers_do_not_wait_for_each_other() -> None:
     with ThreadPoolExecutor(8) as pool:
         for each in [pool.submit(walk, seed) for seed in range(8)]:
             each.result(60)
+
+
+def test_an_error_keeps_nothing_that_was_decoded() -> None:
+    """Whoever raised it may be kept until garbage is collected, which takes hundreds of errors."""
+    source, image = cached(random.Random(3).randbytes(8 * FRAME), bytes_max=FRAME)
+    source.bad = {3}
+    gc.collect()
+    gc.disable()
+    try:
+        before = _blocks()
+        with pytest.raises(Corrupt) as caught:
+            image.read(0, 8 * FRAME)
+        assert caught.value.offset == 3 * FRAME
+        assert _blocks() <= before + 1, "the one that is cached"
+    finally:
+        gc.enable()
+
+
+def _blocks() -> int:
+    return sum(isinstance(each, Block) for each in gc.get_objects())
 
 
 def test_damage_is_an_error_for_its_frame_only() -> None:
