@@ -15,6 +15,7 @@ hand, or raises BlockingIOError when the caller should ask again from a thread t
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -159,6 +160,7 @@ class Catalog:
                 f"no directory {base}", hint="name the base directory, or one VM's, with -b DIR"
             )
         self.base = base.resolve()
+        self._identity = _identity(os.stat(self.base))
         self._single = vm_name(self.base.name) if is_repository(self.base) else ""
         self._refresh_s, self._revisions_max, self._clock = refresh_s, revisions_max, clock
         self._lock = threading.Lock()
@@ -200,21 +202,32 @@ class Catalog:
         if not wait:
             raise BlockingIOError
         if not may_be_repository(directory):
-            os.stat(self.base)  # that all is gone is another error
+            self._require_base()
             raise NoRepository(f"{self.base}: no VM {name!r}")
         return _changed_ns(directory)
 
     def _list(self) -> list[tuple[str, int]]:
         if self._single:
             return [(self._single, _changed_ns(self.base))]
-        with os.scandir(self.base) as entries:
-            names = [entry.name for entry in entries if is_name(entry.name)]
+        identity, names = _listed(self.base)
         found = []
-        for name in names:
+        for name in filter(is_name, names):
             directory = self.base / name
             if may_be_repository(directory):
                 found.append((name, _changed_ns(directory)))
+        if not found and identity != self._identity:
+            raise OSError(
+                errno.EIO,
+                "empty, and not the directory it was: is its file system mounted?",
+                str(self.base),
+            )
+        self._identity = identity
         return found
+
+    def _require_base(self) -> None:
+        """OSError where all is gone, not just one VM: the base, or the file system it lay on."""
+        if _identity(os.stat(self.base)) != self._identity:
+            self._list()
 
     def _directory(self, name: str) -> Path:
         if self._single:
@@ -271,6 +284,7 @@ class Catalog:
                 raise Corrupt(f"{name}: the directory revisions/ is missing") from exc
             if may_be_repository(directory):
                 raise Corrupt(f"{name} has revisions, but no repository.json") from exc
+            self._require_base()
             raise NoRepository(f"{self.base}: no VM {name!r}") from exc
         except BackyfsError:
             self._forget(name)
@@ -316,6 +330,19 @@ def _known(entry: _Entry, stamp: _Stamp) -> Repository | None:
     if entry.view is None or entry.stamp is None or entry.stamp.identity != stamp.identity:
         return None
     return entry.view.repository
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _listed(directory: Path) -> tuple[tuple[int, int], list[str]]:
+    """Which directory it is at this moment, and the names in that one."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return _identity(os.fstat(fd)), os.listdir(fd)
+    finally:
+        os.close(fd)
 
 
 def _changed_ns(directory: Path) -> int:

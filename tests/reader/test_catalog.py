@@ -67,6 +67,43 @@ def test_a_missing_base_is_an_error_an_empty_one_is_not(tmp_path: Path) -> None:
         Catalog(tmp_path / "none")
 
 
+def test_what_an_unmounted_disk_bares_is_no_empty_base(tmp_path: Path, clock: Clock) -> None:
+    """The directory below it is another one, and has nothing in it."""
+    base, away = tmp_path / "base", tmp_path / "away"
+    base.mkdir()
+    make_vm(base, "web01", SMALL)
+    catalog = Catalog(base, clock=clock)
+    assert list(catalog.names()) == ["web01"]
+    base.rename(away)
+    base.mkdir()
+    clock.now += 1
+    for ask in (catalog.names, lambda: catalog.changed_ns("web01"), lambda: catalog.vm("web01")):
+        with pytest.raises(OSError, match="is its file system mounted"):
+            ask()
+    base.rmdir()
+    away.rename(base)
+    assert list(catalog.names()) == ["web01"]
+    assert len(ids(catalog, "web01")) == 1
+
+
+def test_a_base_that_was_emptied_or_filled_anew_is_what_it_is(tmp_path: Path, clock: Clock) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    make_vm(base, "web01", SMALL)
+    catalog = Catalog(base, clock=clock)
+    base.rename(tmp_path / "away")
+    base.mkdir()
+    make_vm(base, "db", SMALL)
+    with pytest.raises(NoRepository):
+        catalog.changed_ns("web01")
+    assert list(catalog.names()) == ["db"]
+    shutil.rmtree(base / "db")
+    clock.now += 1
+    assert not catalog.names()
+    with pytest.raises(NoRepository):
+        catalog.vm("db")
+
+
 @pytest.mark.parametrize(
     "name", ["none", "../web01", ".", "..", "", "web01/", "web01\n", "lost+found"]
 )
