@@ -113,9 +113,7 @@ try:
     elif len(sys.argv) != 2:
         sys.exit(__doc__)
     else:
-        if not (revisions := Path(sys.argv[1]) / "revisions").is_dir():
-            sys.exit(f"restore_packs: {sys.argv[1]} is no VM's directory: revisions/ is missing")
-        for path in sorted(revisions.glob("*.json")):
+        for path in sorted(Path(sys.argv[1], "revisions").resolve(strict=True).glob("*.json")):
             print(path.stem, *(disk["name"] for disk in json.loads(path.read_text())["disks"]))
 except (OSError, ValueError, LookupError, struct.error, zstandard.ZstdError) as error:
     sys.exit(f"restore_packs: {type(error).__name__}: {error}")

