@@ -14,6 +14,7 @@ Settings (also of Backy): `filename: PATH` for one disk named "disk", or `disks:
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -33,6 +34,8 @@ from backyfs.source.readers import DirectReader, FileReader, Reader
 from backyfs.source.reflink import NoClone, clone
 
 TYPE = "file"
+_LOCAL = {0x9123683E, 0x01021994, 0x2FC12FC1}
+"""btrfs, tmpfs, ZFS (statfs(2)): without a device of their own, but of this host alone."""
 _SETTINGS = ("filename", "disks", "reflink", "cow")
 
 
@@ -334,8 +337,14 @@ def _live(fd: int) -> Reader:
     """Who reads a file that may change. What another host writes on a file system they share, the
     page cache may never hear of: read again, the file would look as if it had not changed.
     """
-    local = os.major(os.fstat(fd).st_dev)  # 0: NFS, CephFS, FUSE and others without a device
+    local = os.major(os.fstat(fd).st_dev) or _file_system(fd) in _LOCAL
     return FileReader(fd) if local or not _bypass_page_cache(fd) else DirectReader(fd)
+
+
+def _file_system(fd: int) -> int:
+    """The kernel's number for its type, the first word that statfs(2) gives."""
+    found = (ctypes.c_ulong * 32)()
+    return found[0] if ctypes.CDLL(None).fstatfs(fd, found) == 0 else 0
 
 
 def _bypass_page_cache(fd: int) -> bool:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -460,6 +462,16 @@ def test_what_another_host_writes_is_read(tmp_path: Path, reflink: Reflink) -> N
             stream.write(b"new" * 4096)
         assert whole(disk) == image.read_bytes()
         assert disk.read(2 * MIB + 5, 695) == image.read_bytes()[-695:]
+
+
+def test_a_file_in_memory_is_read_as_it_is_cached() -> None:
+    """No other host writes there: past the page cache it would only be copied twice."""
+    with (
+        tempfile.NamedTemporaryFile(dir="/dev/shm") as image,
+        opened(filled(Path(image.name), 2 * MIB)) as (_, disk),
+    ):
+        flags = fcntl.fcntl(disk._reader.fd, fcntl.F_GETFL)  # type: ignore[attr-defined]
+        assert not flags & os.O_DIRECT
 
 
 # ---- block devices -----------------------------------------------------------------------------
