@@ -112,13 +112,13 @@ def _config(origin: Repository) -> bytes | None:
 
 def _made(config: bytes | None, target: Path, store: str) -> Repository:
     """A new repository at `target` with the job of the original."""
-    directory = target.resolve()
+    from backyfs.store.fs import publish, real_path
+
+    directory = real_path(target)
     vm_name(directory.name)
     make_way(directory)
     made = Repository.create(target, store)
     if config is not None:
-        from backyfs.store.fs import publish
-
         publish(made.path / "config", config)
     return made
 

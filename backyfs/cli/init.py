@@ -58,11 +58,12 @@ def command(
     """  # noqa: D301 - click takes a backspace for: leave these lines alone
     from backyfs.config import BUILT_IN, Job, job_text, write_job
     from backyfs.source import containers, registry
+    from backyfs.store.fs import real_path
     from backyfs.store.repository import Repository, is_repository
 
     if schedule not in BUILT_IN:
         raise UsageError(f"no schedule {schedule!r}", hint=f"there are: {', '.join(BUILT_IN)}")
-    directory = session.directory.resolve()
+    directory = real_path(session.directory)
     vm_name(directory.name)
     settings = _settings(kind, sources, directory.name)
     source = registry.make(kind, settings)

@@ -305,6 +305,11 @@ def forget_pages(fd: int, offset: int = 0, length: int = 0) -> None:
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
 
+def real_path(path: Path) -> Path:
+    """Where `path` leads, absolute. A link to itself stays as it is (pathlib: RuntimeError)."""
+    return Path(os.path.realpath(path))
+
+
 def is_named(path: Path) -> bool:
     """Whether the name is there, whatever is behind it and whether or not it can be read."""
     try:

@@ -24,7 +24,7 @@ from backyfs.store import lock, space
 from backyfs.store.choice import choose_store
 from backyfs.store.contract import StoredImage
 from backyfs.store.format import Damage, Format, GcReport, Place
-from backyfs.store.fs import SYSTEM, Fs, ReadOnly, is_named, publish
+from backyfs.store.fs import SYSTEM, Fs, ReadOnly, is_named, publish, real_path
 from backyfs.store.identity import COW, PACKS, Identity, lost_in, read_identity
 from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, TEMPORARY_SUFFIX, Layout, owner
 from backyfs.store.ledger import Ledger
@@ -100,7 +100,7 @@ class Repository:
     @classmethod
     def open(cls, path: Path, *, fs: Fs = SYSTEM) -> Repository:
         """The repository in `path`. NoRepository, Unsupported, Corrupt."""
-        path = path.resolve()
+        path = real_path(path)
         return cls(path, read_identity(Layout(path).identity), fs)
 
     @classmethod
@@ -112,7 +112,7 @@ class Repository:
             )
         existed = path.exists()
         fs.mkdir(path)
-        path = path.resolve()
+        path = real_path(path)
         chosen = choose_store(path, store)
         layout = Layout(path)
         try:

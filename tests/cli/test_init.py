@@ -63,3 +63,11 @@ def test_such_revisions_of_a_cow_store(vm: Vm, xfs_dir: Path, store: str) -> Non
     assert "store cow" in backyfs("-b", directory, "init", "--store", store, "file", vm.image).out
     backyfs("-b", directory, "backup", "daily")
     backyfs("-b", directory, "verify")
+
+
+def test_a_link_to_itself_is_no_place_for_a_repository(vm: Vm, tmp_path: Path) -> None:
+    link = tmp_path / "web01"
+    link.symlink_to("web01")
+    assert "Too many levels" in refused("-b", link, "init", "file", vm.image, code=1)
+    assert "Too many levels" in refused("-b", vm.directory, "copy", vm.directory, link, code=1)
+    assert link.is_symlink()
