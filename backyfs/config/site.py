@@ -92,6 +92,11 @@ class Settings:
         """Where the daemon writes its status."""
         return self.status_file or self.base_dir / "status"
 
+    @property
+    def lock_path(self) -> Path:
+        """Held while a daemon runs; the same as Backy's, so that only one of them does."""
+        return self.base_dir / ".lock"
+
 
 @dataclass(frozen=True, slots=True)
 class SiteJob:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from backyfs.config.site import read_site
+from backyfs.engine.scheduling.base import Base
 from backyfs.engine.scheduling.processes import Processes
 from backyfs.engine.scheduling.world import Command, Kind
 from tests import images
@@ -112,7 +113,7 @@ async def test_the_scheduler_takes_it_for_a_failure(site: Site) -> None:
         f"global: {{base-dir: {site.directory.parent}}}\n"
         f"jobs: {{web01: {{source: {{type: file, filename: {site.image}}}}}}}\n"
     )
-    world = Processes(site.directory.parent, path)
+    world = Processes(Base(site.directory.parent), path)
     site.lie()
     command = Command(
         Kind.BACKUP, read_site(path).jobs["web01"], ("--changes", str(site.nothing), "daily")

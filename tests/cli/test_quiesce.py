@@ -17,6 +17,7 @@ import yaml
 
 from backyfs.config.job import read_job
 from backyfs.config.site import SiteJob
+from backyfs.engine.scheduling.base import Base
 from backyfs.engine.scheduling.processes import Processes
 from backyfs.source.quiescing import note
 from tests.cli.conftest import Vm
@@ -274,7 +275,7 @@ def test_the_next_backup_thaws_whatever_the_job_says(
 
 def test_the_scheduler_thaws_when_it_starts(left_frozen: Path, fake: FakeAgent) -> None:
     job = SiteJob("web01", read_job(left_frozen / "config"))
-    world = Processes(left_frozen.parent, Path("/etc/backy.conf"))
+    world = Processes(Base(left_frozen.parent), Path("/etc/backy.conf"))
     trio.run(world.settle, job)
     assert fake.frozen == 0
     assert THAW in fake.calls

@@ -17,17 +17,15 @@ import trio
 from backyfs import notify
 from backyfs.config.site import Settings, Site
 from backyfs.engine.scheduling import state
+from backyfs.engine.scheduling.base import Base
 from backyfs.engine.scheduling.console import Actions, Console
 from backyfs.engine.scheduling.processes import Processes
 from backyfs.engine.scheduling.scheduler import Scheduler
 from backyfs.engine.scheduling.world import Contents
-from backyfs.errors import BackyfsError, ConfigError
+from backyfs.errors import BackyfsError
 from backyfs.store import lock
 
 log = logging.getLogger(__name__)
-
-LOCK_NAME = ".lock"
-"""In the base directory; the same as Backy's, so that only one of them runs."""
 
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
@@ -38,25 +36,20 @@ def serve(load: Callable[[], Site]) -> None:
     Busy: another daemon keeps this base directory.
     """
     site = load()
-    base_dir = site.settings.base_dir
-    if not base_dir.is_dir():
-        raise ConfigError(
-            f"the base directory {base_dir} does not exist",
-            hint="make it (or mount what belongs there), or set global: base-dir",
-        )
-    with lock.exclusive(base_dir / LOCK_NAME, 0.0, f"another scheduler keeps {base_dir}"):
-        trio.run(_Daemon(site, load).run)
+    base = Base(site.settings.base_dir)
+    with lock.exclusive(site.settings.lock_path, 0.0, f"another scheduler keeps {base.path}"):
+        trio.run(_Daemon(site, base, load).run)
 
 
 class _Daemon:
-    def __init__(self, site: Site, load: Callable[[], Site]) -> None:
+    def __init__(self, site: Site, base: Base, load: Callable[[], Site]) -> None:
         settings = site.settings
         self._load = load
-        self._base_dir = settings.base_dir
+        self._base = base
         self._world = Processes(
-            settings.base_dir, site.path.absolute(), callback=settings.backup_completed_callback
+            base, site.path.absolute(), callback=settings.backup_completed_callback
         )
-        memories = state.read_memories(settings.base_dir)
+        memories = state.read_memories(base.path)
         self._scheduler = Scheduler(site, self._world, memories)
         self._remembered: object = None
         self._reloading = trio.Lock()
@@ -156,7 +149,8 @@ class _Daemon:
         with _going_on("memory not written"):
             memories = {name: memory.encode() for name, memory in scheduler.memories().items()}
             if memories != self._remembered:
-                state.write_memories(self._base_dir, scheduler.memories())
+                self._base.require()  # no other directory gets one; the status tells of it
+                state.write_memories(self._base.path, scheduler.memories())
                 self._remembered = memories
         notify.status(_summary(scheduler))
 
@@ -167,6 +161,8 @@ def _going_on(message: str) -> Iterator[None]:
         yield
     except OSError as exc:
         log.warning(message, {"reason": exc.strerror or str(exc)})
+    except BackyfsError as exc:
+        log.warning(message, {"reason": exc.message})
 
 
 async def _keep_alive() -> None:

@@ -10,7 +10,7 @@ from backyfs.config.site import Site, SiteJob
 from backyfs.engine.scheduling import state
 from backyfs.engine.scheduling.jobs import Job, Status
 from backyfs.engine.scheduling.memory import Memory
-from backyfs.engine.scheduling.processes import Processes, contents_of
+from backyfs.engine.scheduling.processes import SystemClocks, contents_of
 from backyfs.errors import BackyfsError
 
 UNREADABLE = "unreadable"
@@ -23,24 +23,22 @@ def rows(site: Site) -> Iterator[dict[str, Any]]:
     says why a repository cannot be read.
     """
     settings = site.settings
-    world = Processes(settings.base_dir, site.path)
     memories = state.read_memories(settings.base_dir)
     written, live = state.read_status(settings.status_path)
     fresh = time.time() - written < 3 * settings.status_interval_s + 60
     for name in sorted(site.jobs):
-        yield _row(site, site.jobs[name], world, memories.get(name), live.get(name), fresh)
+        yield _row(site, site.jobs[name], memories.get(name), live.get(name), fresh)
 
 
 def _row(
     site: Site,
     config: SiteJob,
-    world: Processes,
     memory: Memory | None,
     live: dict[str, Any] | None,
     fresh: bool,
 ) -> dict[str, Any]:
     memory = memory or Memory(first_seen=_first_seen(site))
-    job = Job(config, memory, world, retry_longest_s=site.settings.retry_longest_s)
+    job = Job(config, memory, SystemClocks(), retry_longest_s=site.settings.retry_longest_s)
     status = str(Status.WAITING)
     try:
         job.learn(contents_of(site.directory(config.name)))
@@ -48,7 +46,7 @@ def _row(
         job.known, job.memory.reason, status = True, exc.message, UNREADABLE
     found = state.row(job)
     if status != UNREADABLE:
-        status = str(live["status"]) if fresh and live else str(Status.ENDED)
+        status = str((live or {}).get("status", Status.ENDED) if fresh else Status.ENDED)
     return {**found, "status": status}
 
 

@@ -1,7 +1,6 @@
 """The real world: the system's clocks, repositories on disk, commands as processes.
 
 Commands are the program's own, as an operator would type them: `backyfs -b DIR backup TAGS`. They
-run in a session of their own, so that a Ctrl-C meant for the scheduler does not reach them, and
 outlive a scheduler that is killed: the next one finds the VM busy and comes back.
 """
 
@@ -12,21 +11,22 @@ import errno
 import logging
 import os
 import shlex
-import signal
-import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
 from backyfs import interpreter
 from backyfs.config.job import read_job, write_job
 from backyfs.config.site import SiteJob
+from backyfs.engine.scheduling import child
+from backyfs.engine.scheduling.base import Base
 from backyfs.engine.scheduling.history import Revision
 from backyfs.engine.scheduling.world import Command, Contents, Kind, Outcome
-from backyfs.errors import ConfigError, NoSpace
+from backyfs.errors import BackyfsError, ConfigError, NoSpace
 from backyfs.model import Consistency, Trust
 from backyfs.source import containers
 from backyfs.source.quiescing import note
@@ -34,14 +34,7 @@ from backyfs.store.repository import Repository, is_repository
 
 log = logging.getLogger(__name__)
 
-TAIL_BYTES = 8192
-"""How much of what a command says on stderr is kept: its end."""
-
-GRACE_S = 30.0
-"""How long a command may take to end after SIGTERM, before SIGKILL."""
-
-LAST_WORDS_S = 1.0
-"""How long stderr is read after a command has ended."""
+T = TypeVar("T")
 
 CALLBACK_S = 300.0
 """How long the operator's callback may take."""
@@ -57,13 +50,8 @@ def program() -> list[str]:
     return interpreter.running("backyfs")
 
 
-class Processes:
-    """The world below `base_dir`. `config` is the site's file, handed on to the commands."""
-
-    def __init__(self, base_dir: Path, config: Path, *, callback: str = "") -> None:
-        self.callback = callback
-        self._base_dir, self._config = base_dir, config
-        self._threads = trio.CapacityLimiter(THREADS)
+class SystemClocks:
+    """Time as the system has it."""
 
     def wall(self) -> float:
         return time.time()
@@ -71,26 +59,33 @@ class Processes:
     def steady(self) -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
+
+class Processes(SystemClocks):
+    """The world below `base`. `config` is the site's file, handed on to the commands."""
+
+    def __init__(self, base: Base, config: Path, *, callback: str = "") -> None:
+        self.callback = callback
+        self._base, self._config = base, config
+        self._threads = trio.CapacityLimiter(THREADS)
+
     async def prepare(self, job: SiteJob) -> None:
-        directory = self._directory(job)
-        await trio.to_thread.run_sync(_prepare, directory, job, limiter=self._threads)
+        await self._in_thread(_prepare, self._base, job)
 
     async def settle(self, job: SiteJob) -> None:
         left = note.place(self._directory(job))
-        if await trio.to_thread.run_sync(_is_there, left, limiter=self._threads):
+        if await self._in_thread(_is_there, left):
             outcome = await self.run(Command(Kind.THAW, job))
             level = logging.ERROR if outcome.code else logging.WARNING
             values = {"job": job.name, "code": outcome.code, "reason": outcome.reason or "-"}
             log.log(level, "guest was left frozen, thawing", values)
 
     async def contents(self, job: SiteJob) -> Contents:
-        directory = self._directory(job)
-        return await trio.to_thread.run_sync(contents_of, directory, limiter=self._threads)
+        return await self._in_thread(_contents, self._base, job)
 
     async def run(self, command: Command) -> Outcome:
         argv = ["-q", *self._at(command.job), str(command.kind), *command.arguments]
         try:
-            return await _finished([*program(), *argv])
+            return await child.finished([*program(), *argv])
         except OSError as exc:
             return Outcome(1, f"cannot run {program()[0]}: {exc.strerror or exc}")
 
@@ -105,75 +100,23 @@ class Processes:
         if scope.cancelled_caught:
             log.warning("callback took too long", {"job": job.name, "limit_s": CALLBACK_S})
 
+    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call what may wait for a disk that does not answer: it keeps nobody from ending."""
+        call = partial(function, *arguments)
+        return await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+
     def _directory(self, job: SiteJob) -> Path:
-        return self._base_dir / job.name
+        return self._base.path / job.name
 
     def _at(self, job: SiteJob) -> list[str]:
         return ["-c", str(self._config), "-b", str(self._directory(job))]
 
     async def _callback(self, job: SiteJob) -> Outcome:
         try:
-            listing = await trio.run_process(
-                [*program(), *self._at(job), "status", "--yaml"],
-                capture_stdout=True,
-                stderr=subprocess.DEVNULL,
-                check=False,
-                start_new_session=True,
-            )
-            argv = [*shlex.split(self.callback), job.name]
-            return await _finished(argv, listing.stdout)
+            listing = await child.output([*program(), *self._at(job), "status", "--yaml"])
+            return await child.finished([*shlex.split(self.callback), job.name], listing)
         except (OSError, ValueError) as exc:
             return Outcome(1, str(exc))
-
-
-async def _finished(argv: Sequence[str], given: bytes = b"") -> Outcome:
-    """Run a program to its end; the last line it says on stderr is the reason. OSError."""
-    tail = bytearray()
-    start = partial(
-        trio.run_process,
-        list(argv),
-        stdin=given or subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        check=False,
-        start_new_session=True,
-        deliver_cancel=_end,
-    )
-    try:
-        async with trio.open_nursery() as nursery:
-            process: trio.Process = await nursery.start(start)
-            nursery.start_soon(_keep_tail, process, tail)
-            await process.wait()
-            # Something it left behind may hold its stderr open for ever.
-            nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS_S
-    except BaseExceptionGroup as group:
-        raise _first(group) from None
-    code = process.returncode or 0
-    return Outcome(code, _reason(bytes(tail)) if code >= 0 else _death(-code, bytes(tail)))
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error in what a nursery raises, else one Cancelled: callers know both without a group."""
-    found: BaseException = group.split(trio.Cancelled)[1] or group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
-
-
-async def _keep_tail(process: trio.Process, tail: bytearray) -> None:
-    """Read what the process says on stderr, and keep the end of it."""
-    assert process.stderr is not None
-    async for data in process.stderr:
-        tail += data
-        del tail[:-TAIL_BYTES]
-
-
-async def _end(process: trio.Process) -> None:
-    """Ask a process to stop; after a while, kill it with what it started."""
-    with contextlib.suppress(OSError):
-        process.terminate()
-        await trio.sleep(GRACE_S)
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _is_there(path: Path) -> bool:
@@ -184,19 +127,9 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _reason(tail: bytes) -> str:
-    """What a command said of its failure: its last line that is an error, without the program."""
-    lines = [line for line in tail.decode("utf-8", "replace").splitlines() if line.strip()]
-    ours = [line for line in lines if line.startswith("backyfs: ") and ": warning:" not in line]
-    return (ours or lines or [""])[-1].removeprefix("backyfs: ").strip()[:500]
-
-
-def _death(number: int, tail: bytes) -> str:
-    """Which signal ended a command, and the last it said."""
-    with contextlib.suppress(ValueError):
-        said = _reason(tail)
-        return f"killed by {signal.Signals(number).name}" + (f": {said}" if said else "")
-    return f"killed by signal {number}"
+def _contents(base: Base, job: SiteJob) -> Contents:
+    base.require()
+    return contents_of(base.path / job.name)
 
 
 def contents_of(directory: Path) -> Contents:
@@ -208,7 +141,7 @@ def contents_of(directory: Path) -> Contents:
         bad = len(repository.quarantine.bad()) + len(repository.reports.revisions())
         return Contents(_revisions(repository), bad)
     except OSError as exc:
-        raise ConfigError(f"cannot read {directory}: {exc.strerror or exc}") from exc
+        raise BackyfsError(f"cannot read {directory}: {exc.strerror or exc}") from exc
 
 
 def _revisions(repository: Repository) -> list[Revision]:
@@ -227,13 +160,13 @@ def _revisions(repository: Repository) -> list[Revision]:
     return found[::-1]
 
 
-def _prepare(directory: Path, job: SiteJob) -> None:
+def _prepare(base: Base, job: SiteJob) -> None:
     """A repository with an up-to-date job file. BackyfsError."""
+    base.require()
+    directory = base.path / job.name
     path = directory / "config"
     try:
         if not is_repository(directory):
-            if not directory.parent.is_dir():
-                raise ConfigError(f"the base directory {directory.parent} does not exist")
             Repository.create(directory, job.store)
             log.info("repository made", {"job": job.name, "directory": str(directory)})
             if job.job.source_type == "file":
@@ -250,5 +183,5 @@ def _prepare(directory: Path, job: SiteJob) -> None:
                 return
         write_job(path, wanted)
     except OSError as exc:
-        kind = NoSpace if exc.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
+        kind = NoSpace if exc.errno in (errno.ENOSPC, errno.EDQUOT) else BackyfsError
         raise kind(f"cannot prepare {directory}: {exc.strerror or exc}") from exc

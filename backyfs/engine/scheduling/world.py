@@ -48,14 +48,18 @@ class Contents:
     quarantined: int = 0
 
 
-class World(Protocol):
-    """Time, repositories and processes. BackyfsError is the only error that may come out."""
+class Clocks(Protocol):
+    """Time."""
 
     def wall(self) -> float:
         """UTC in seconds since 1970; jumps when the clock is set."""
 
     def steady(self) -> float:
         """Seconds since some moment, also while the machine sleeps; never jumps."""
+
+
+class World(Clocks, Protocol):
+    """Time, repositories and processes. BackyfsError is the only error that may come out."""
 
     async def prepare(self, job: SiteJob) -> None:
         """Make the VM's directory a repository, if it is none, and write its job file."""

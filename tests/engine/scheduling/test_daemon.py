@@ -20,7 +20,7 @@ import pytest
 from backyfs.store.repository import Repository
 from tests.cli.program import backyfs, environment, refused
 from tests.engine.scheduling.daemons import FULL, PATIENCE_S, Site, eventually
-from tests.filesystems import MIB, mounted
+from tests.filesystems import MIB, mounted, run, unmount
 from tests.parts import require
 
 
@@ -201,6 +201,29 @@ def test_a_base_directory_that_goes_away_is_not_made_anew(site: Site, tmp_path: 
         (tmp_path / "elsewhere").rename(site.base)
         before = site.count("web01")
         eventually(lambda: site.count("web01") > before)
+
+
+def test_a_bared_mountpoint_is_no_base_directory(site: Site, tmp_path: Path) -> None:
+    """The file system of the base goes away under the scheduler; what is there fills no disk."""
+    require("mount", "moves what is below the base directory out of sight")
+    real = tmp_path / "real"
+    real.mkdir()
+    site.add("web01")
+    site.write("2s")
+    run("mount", "--bind", real, site.base)
+    try:
+        with site.scheduler():
+            eventually(lambda: site.count("web01"))
+            run("umount", "-l", site.base)
+            reason = f"{site.base} is another directory than when the scheduler started"
+            eventually(lambda: reason in site.status().get("web01", {}).get("last_reason", ""))
+            assert set(os.listdir(site.base)) == {"status"}, "which tells monitoring of it"
+            run("mount", "--bind", real, site.base)
+            before = site.count("web01")
+            eventually(lambda: site.count("web01") > before)
+        assert (site.base / ".scheduler.json").exists()
+    finally:
+        unmount(site.base)
 
 
 def test_jobs_and_callback_and_what_is_remembered(site: Site, tmp_path: Path) -> None:

@@ -11,15 +11,16 @@ import trio
 from backyfs.config.job import Job
 from backyfs.config.schedule import DAILY
 from backyfs.config.site import SiteJob
+from backyfs.engine.scheduling.base import Base
 from backyfs.engine.scheduling.processes import Processes
-from backyfs.errors import ConfigError
+from backyfs.errors import BackyfsError, ConfigError
 
 
 def test_two_vms_in_one_directory_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On vfat and exFAT `Web01` leads to `web01`; the name that was made is the one listed."""
-    world = Processes(tmp_path, tmp_path / "backy.conf")
+    world = Processes(Base(tmp_path), tmp_path / "backy.conf")
 
     def prepare(name: str) -> None:
         trio.run(world.prepare, SiteJob(name, Job("file", {"filename": f"/{name}.img"}, DAILY)))
@@ -33,3 +34,14 @@ def test_two_vms_in_one_directory_are_refused(
         prepare("Web01")
     prepare("web01")
     assert (tmp_path / "web01" / "config").read_text() == before
+
+
+def test_a_directory_that_leads_to_itself(tmp_path: Path) -> None:
+    """A wrong link of an operator; pathlib has an error of its own for it, which ended it all."""
+    (tmp_path / "web01").symlink_to("web01")
+    job = SiteJob("web01", Job("file", {"filename": "/web01.img"}, DAILY))
+    world = Processes(Base(tmp_path), tmp_path / "backy.conf")
+    assert not trio.run(world.contents, job).revisions
+    with pytest.raises(BackyfsError, match="web01.*: Too many levels of symbolic links") as told:
+        trio.run(world.prepare, job)
+    assert told.value.exit_code == 1, "not that of a wrong configuration"
