@@ -312,5 +312,7 @@ def test_what_the_scheduler_says_goes_into_the_details(
     )
     assert 'backyfs_job_failures{job="web01",tenant="acme"} 2.0' in path.read_text()
     assert "next_run_timestamp_seconds{job" in path.read_text()
+    listed = backyfs("-c", config, "jobs", "--json").json_lines
+    assert [row["status"] for row in listed] == ["not scheduled"] * 2, "which no row says"
     (vm.directory.parent / "status").write_text("[{")
     assert "never had a good backup" not in check(config, code=0).out, "known since just now"

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+TIME_MAX = 1e11
+"""Wall times from here on (the year 5138) are none."""
+
 
 @dataclass(slots=True)
 class Memory:
@@ -13,7 +16,8 @@ class Memory:
 
     `code` and `reason`: how the last attempt ended. `retry_at`: when to try again (0: as the
     schedule says). `first_seen`: when the job was first configured, for the SLA of a job that
-    has no revision yet.
+    has no revision yet. `purged`, `verified`, `scrubbed`: when that was done, or counts as done:
+    it is done again an interval later.
     """
 
     first_seen: float = 0.0
@@ -36,7 +40,7 @@ class Memory:
 
     @classmethod
     def decode(cls, value: Mapping[str, Any]) -> Memory:
-        """The inverse; what is missing or of another type takes its default."""
+        """The inverse; what is missing, of another type or no time takes its default."""
         found = {
             field.name: value[field.name]
             for field in fields(cls)
@@ -50,4 +54,6 @@ def _is_like(value: object, default: object) -> bool:
         return isinstance(value, str)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return isinstance(default, float) or isinstance(value, int)
+    if isinstance(default, float):
+        return 0 <= value < TIME_MAX
+    return isinstance(value, int)

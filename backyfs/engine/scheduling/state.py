@@ -69,11 +69,13 @@ def write_status(path: Path, jobs: Iterable[Job]) -> None:
 def read_status(path: Path) -> tuple[float, dict[str, dict[str, Any]]]:
     """When the status was written (wall time), and its rows by job; (0, {}) if there is none."""
     try:
+        if not path.is_file():  # a FIFO would have us wait
+            return 0.0, {}
         with open(path, "rb") as stream:
             written = os.fstat(stream.fileno()).st_mtime
             rows = json.loads(stream.read(BYTES_MAX))
         return written, {str(item["job"]): item for item in rows}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return 0.0, {}
 
 
@@ -92,7 +94,7 @@ def read_memories(base_dir: Path) -> dict[str, Memory]:
         return {str(name): Memory.decode(item) for name, item in value["jobs"].items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         log.warning("memory of the last scheduler is lost", {"reason": str(exc)})
         return {}
 
