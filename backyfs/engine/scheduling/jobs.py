@@ -9,11 +9,11 @@ import trio
 
 from backyfs.config.site import SiteJob
 from backyfs.engine.scheduling import backoff, planning
-from backyfs.engine.scheduling.history import History, observe
+from backyfs.engine.scheduling.history import History, Revision, observe
 from backyfs.engine.scheduling.memory import Memory
 from backyfs.engine.scheduling.planning import Plan
 from backyfs.engine.scheduling.pools import Pool
-from backyfs.engine.scheduling.world import Contents, Outcome, World
+from backyfs.engine.scheduling.world import Clocks, Contents, Outcome
 
 FAST, SLOW = "fast", "slow"
 
@@ -50,7 +50,7 @@ class Job:
     """
 
     def __init__(
-        self, config: SiteJob, memory: Memory, world: World, *, retry_longest_s: float
+        self, config: SiteJob, memory: Memory, clocks: Clocks, *, retry_longest_s: float
     ) -> None:
         self.config = config
         self.memory = memory
@@ -59,14 +59,15 @@ class Job:
         self.status = Status.STARTING
         self.removed = False
         self.forced = False
-        self._world = world
+        self._clocks = clocks
         self.slot: Pool | None = None
         self.moving = False
         self.started = 0.0
         self._waiting = trio.CancelScope()
         self._offset = planning.offset_s(config.name, config.schedule)
+        self._scheduled = clocks.steady()
         self.known = False
-        self._hold = 0.0
+        self._hold = self._planned = 0.0
         self._first_seen, self._retry_at = self._recall(retry_longest_s)
         self._remember()
 
@@ -92,8 +93,11 @@ class Job:
 
     def configure(self, config: SiteJob) -> None:
         """Use another configuration from the next run on."""
+        if config.schedule != self.config.schedule:
+            self._scheduled = self._clocks.steady()
         self.config = config
         self._offset = planning.offset_s(config.name, config.schedule)
+        self._hold = min(self._hold, self._spread())
         self.wake()
 
     def start(self) -> None:
@@ -101,8 +105,8 @@ class Job:
         assert self.slot is not None
         self.status = _RUNNING[self.slot.name]
         self.forced = False
-        self.started = self._world.steady()
-        self.memory.attempted = self._world.wall()
+        self.started = self._clocks.steady()
+        self.memory.attempted = self._clocks.wall()
 
     def rest(self) -> None:
         """Note that nothing runs."""
@@ -118,6 +122,7 @@ class Job:
 
     async def sleep(self, seconds: float) -> None:
         """Wait so long, or until somebody wakes the job."""
+        self._planned = self._clocks.steady() + seconds
         self._waiting = trio.CancelScope(deadline=trio.current_time() + max(0.001, seconds))
         with self._waiting:
             await trio.sleep_forever()
@@ -145,43 +150,58 @@ class Job:
 
     def learn(self, contents: Contents) -> None:
         """Take in what the repository holds."""
-        wall, steady = self._world.wall(), self._world.steady()
+        wall, steady = self._clocks.wall(), self._clocks.steady()
         self.history = observe(self.history, contents.revisions, steady=steady, wall=wall)
         self.quarantined = contents.quarantined
         if not self.known:
             self.known = True
             if self._plan(wall).at <= wall:
-                self._hold = steady + planning.catch_up_s(self.name, self.config.schedule)
+                self._hold = self._spread()
+
+    def _spread(self) -> float:
+        """Until when it waits if it is due now, with many others perhaps; in steady time."""
+        return self._clocks.steady() + planning.catch_up_s(self.name, self.config.schedule)
 
     def next(self) -> Plan:
         """The next run, as things stand. Its time is in the past when it should run now."""
-        wall = self._world.wall()
+        wall = self._clocks.wall()
         plan = self._plan(wall)
         if self.forced:
             return Plan(wall, plan.tags)
         if self._retry_at:
-            return Plan(self._retry_at + wall - self._world.steady(), plan.tags)
-        hold = self._hold - self._world.steady()
+            return Plan(self._retry_at + wall - self._clocks.steady(), plan.tags)
+        hold = self._hold - self._clocks.steady()
         return Plan(max(plan.at, wall + hold), plan.tags) if hold > 0 else plan
 
     def _plan(self, wall: float) -> Plan:
-        ahead = wall - self._world.steady()
+        ahead = wall - self._clocks.steady()
         newest, first_seen = self.history.wall(ahead), self._first_seen + ahead
-        return planning.plan(self.config.schedule, self._offset, newest, wall, first_seen)
+        since = self._scheduled + ahead
+        return planning.plan(self.config.schedule, self._offset, newest, wall, first_seen, since)
 
     def since(self) -> float:
         """The wall time of the newest good revision, else when the job was first seen."""
         at = self.history.good.at if self.history.good else self._first_seen
-        return at + self._world.wall() - self._world.steady()
+        return at + self._clocks.wall() - self._clocks.steady()
 
     def deadline(self) -> float:
         """When the job breaks its SLA, in steady time: its rank among those that wait."""
-        wall, steady = self._world.wall(), self._world.steady()
+        wall, steady = self._clocks.wall(), self._clocks.steady()
         return planning.deadline(self.config.schedule, self.since()) - wall + steady
 
     def overdue_s(self) -> float:
         """For how long it has been breaking its SLA; 0: it keeps it."""
-        return planning.overdue_s(self.config.schedule, self.since(), self._world.wall())
+        return planning.overdue_s(self.config.schedule, self.since(), self._clocks.wall())
+
+    def served(self, before: Revision | None) -> bool:
+        """Whether a revision made since `before`, the newest then, leaves nothing to do now."""
+        last, wall = self.history.last, self._clocks.wall()
+        if last is None or (before is not None and before.id == last.id):
+            return False
+        if self.forced or self._plan(wall).at <= wall:
+            return False
+        self.succeeded()
+        return True
 
     def succeeded(self) -> None:
         """Note a good end of a backup."""
@@ -195,17 +215,21 @@ class Job:
             self.memory.failures += 1
             wait = backoff.wait_s(self.memory.failures, retry.first_s, retry.longest_s)
         self.memory.code, self.memory.reason = outcome.code, outcome.reason
-        self._retry_at = self._world.steady() + min(wait, retry.longest_s)
+        self._retry_at = self._clocks.steady() + min(wait, retry.longest_s)
         self._remember()
 
     def clock_was_set(self) -> None:
-        """Keep the distance of what was to happen; wake up and plan anew."""
+        """Keep the distance of what was to happen; wake up and plan anew.
+
+        By the new time many jobs may be due at once, or sooner: none runs before it was to.
+        """
+        self._hold = max(self._hold, self._planned)
         self._remember()
         self.wake()
 
     def _remember(self) -> None:
         """Have the memory say in wall time when that is."""
-        ahead = self._world.wall() - self._world.steady()
+        ahead = self._clocks.wall() - self._clocks.steady()
         self.memory.first_seen = self._first_seen + ahead
         self.memory.retry_at = self._retry_at + ahead if self._retry_at else 0.0
 
@@ -214,7 +238,7 @@ class Job:
 
         What the memory has beyond that comes from a clock that was wrong.
         """
-        wall, steady, memory = self._world.wall(), self._world.steady(), self.memory
+        wall, steady, memory = self._clocks.wall(), self._clocks.steady(), self.memory
         first_seen = min(memory.first_seen or wall, wall)
         wait = min(memory.retry_at - wall, retry_longest_s)
         return first_seen - wall + steady, steady + wait if memory.retry_at else 0.0

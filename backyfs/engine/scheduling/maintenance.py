@@ -20,8 +20,12 @@ from backyfs.engine.scheduling.jobs import Job
 from backyfs.engine.scheduling.planning import fraction
 from backyfs.engine.scheduling.pools import Pool
 from backyfs.engine.scheduling.world import Command, Kind, Outcome, World
+from backyfs.errors import Corrupt
 
 log = logging.getLogger(__name__)
+
+AGAIN = 0.1
+"""What failed is tried again after this part of its interval; to find damage is no failure."""
 
 WAIT_S = 60
 """How long a command waits for another writer, in seconds."""
@@ -45,15 +49,18 @@ class Lane:
         self._turn = trio.Lock()
 
     def add(self, job: Job) -> None:
-        """Put a new job on the agenda, at times that follow from its name and its past."""
+        """Put a new job on the agenda, at times that follow from its name and its past.
+
+        What was never done counts as done some time ago, which is remembered: or a scheduler that
+        is started again once a week would never come to what is done once a month.
+        """
         for kind in self._kinds:
             if interval := self._interval(kind):
-                done = _last(job, kind)
-                ago = self._world.wall() - done
-                wait = interval - ago if done and ago >= 0 else interval
-                if not done:
-                    wait = interval * fraction(job.name, kind)
-                self._put(max(0.0, min(wait, interval)), job, kind)
+                wall = self._world.wall()
+                never = wall - interval * (1 - fraction(job.name, kind))
+                done = min(_last(job, kind) or never, wall)  # later: the clock was wrong
+                _note(job, kind, done)
+                self._put(max(0.0, done + interval - wall), job, kind)
 
     def request(self, job: Job, kind: Kind) -> None:
         """Have it done for the job as soon as there is a slot."""
@@ -111,12 +118,15 @@ class Lane:
         if outcome.code == BUSY:
             self._put(BUSY_WAIT_S, job, kind)
             return
-        _note(job, kind, self._world.wall())
+        interval: float = self._interval(kind)
+        wait = interval
         if outcome.code:
             values = {"job": job.name, "code": outcome.code, "reason": outcome.reason}
             log.warning("maintenance failed", {"command": str(kind), **values})
-        if (interval := self._interval(kind)) and not job.removed:
-            self._put(interval, job, kind)
+            wait = interval if outcome.code == Corrupt.exit_code else interval * AGAIN
+        _note(job, kind, self._world.wall() - interval + wait)
+        if interval and not job.removed:
+            self._put(wait, job, kind)
 
     def _command(self, job: Job, kind: Kind) -> Command | None:
         """The command for it; None: there is nothing to do it with."""
@@ -144,7 +154,7 @@ class Lane:
 
 
 def _last(job: Job, kind: Kind) -> float:
-    """When it was done last, in wall time; 0 = never."""
+    """When it was done last, or counts as done, in wall time; 0 = never."""
     memory = job.memory
     return {
         Kind.PURGE: memory.purged,
@@ -154,7 +164,7 @@ def _last(job: Job, kind: Kind) -> float:
 
 
 def _note(job: Job, kind: Kind, wall: float) -> None:
-    """Remember that it was done now."""
+    """Remember that it was done, or counts as done, at that time."""
     if kind is Kind.PURGE:
         job.memory.purged = wall
     elif kind is Kind.VERIFY:

@@ -58,43 +58,50 @@ def slot_before(now: float, interval_s: int, offset: int) -> float:
 
 
 def due_tags(
-    schedule: Schedule, offset: int, newest: Mapping[str, float], now: float
+    schedule: Schedule, offset: int, newest: Mapping[str, float], now: float, since: float
 ) -> tuple[str, ...]:
     """The tags a slot of which has passed since their newest revision.
 
-    A tag that no revision has yet is due as soon as any other one is, or at its own slot: a
-    schedule that gets a new tag does not start all its jobs.
+    A tag that no revision has yet is due as soon as any other one is, or at its own first slot
+    after `since`: a schedule that gets a new tag does not start all its jobs.
     """
-    late = [
-        tag
-        for tag, rule in schedule.items()
-        if tag in newest
-        and newest[tag] < slot_before(now, rule.interval_s, offset) - EARLY * rule.interval_s
-    ]
-    if not late:
+
+    def late(tag: str, interval_s: int) -> bool:
+        slot = slot_before(now, interval_s, offset)
+        return newest[tag] < slot - EARLY * interval_s if tag in newest else since < slot
+
+    if not any(late(tag, rule.interval_s) for tag, rule in schedule.items()):
         return ()
-    return tuple(tag for tag in schedule if tag in late or tag not in newest)
+    return tuple(
+        tag for tag, rule in schedule.items() if tag not in newest or late(tag, rule.interval_s)
+    )
 
 
 def plan(
-    schedule: Schedule, offset: int, newest: Mapping[str, float], now: float, first_seen: float
+    schedule: Schedule,
+    offset: int,
+    newest: Mapping[str, float],
+    now: float,
+    first_seen: float,
+    since: float | None = None,
 ) -> Plan:
     """The next run of a job, of which `newest` has the time of the newest revision per tag.
 
     Without any revision: all tags, at the first slot of the shortest interval after `first_seen`.
+    `since`: when the schedule became what it is, which is now if it is not given.
     """
     known = {tag: newest[tag] for tag in schedule if tag in newest}
     if not known:
         slot = _next_slot(min(first_seen, now), shortest(schedule), offset)
         return Plan(max(slot, now), tuple(schedule))
-    due = due_tags(schedule, offset, known, now)
+    since = now if since is None else since
+    due = due_tags(schedule, offset, known, now, since)
     if due:
         return Plan(now, due)
     at = min(
         _next_due(rule.interval_s, offset, known.get(tag), now) for tag, rule in schedule.items()
     )
-    new = tuple(tag for tag in schedule if tag not in known)
-    return Plan(at, due_tags(schedule, offset, known, at) or new)
+    return Plan(at, due_tags(schedule, offset, known, at, since))
 
 
 def _next_slot(now: float, interval_s: int, offset: int) -> float:

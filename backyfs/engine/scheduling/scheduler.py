@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import trio
 
 from backyfs.config.site import Site
-from backyfs.engine.scheduling.history import FAST_S
+from backyfs.engine.scheduling.history import FAST_S, Revision
 from backyfs.engine.scheduling.jobs import FAST, SLOW, Job, Retry
 from backyfs.engine.scheduling.maintenance import WAIT_S, Lane
 from backyfs.engine.scheduling.memory import Memory
@@ -168,28 +168,37 @@ class Scheduler:
                 job.give_slot()
 
     async def _attempt(self, job: Job) -> None:
-        """Run the backup, and note how it ended."""
+        """Run the backup, and note how it ended; but first see whether somebody else made one."""
         if self._is_over(job):
+            return
+        before = job.history.last
+        await self._look(job)
+        if job.served(before):
+            log.info("backed up by somebody else", {"job": job.name})
             return
         job.start()
         before = job.history.last
         outcome = await self._back_up(job)
-        await self._look(job)
-        last = job.history.last
-        if outcome.code == 0 and (last is None or (before is not None and before.id == last.id)):
-            outcome = Outcome(1, "the command succeeded but made no revision")
+        unknown = await self._look(job)
         if outcome.code == 0:
-            job.succeeded()
-            job.rest()
-            assert last is not None
-            log.info("backed up", {"job": job.name, "revision": last.id, "seconds": last.seconds})
-            job.give_slot()
-            self.lanes[0].request(job, Kind.PURGE)
-            await self._world.call_back(job.config)
+            outcome = _judged(before, job.history.last, unknown)
+        if outcome.code == 0:
+            await self._succeeded(job)
         elif not (self.stopping and outcome.code in _STOPPED):
             settings = self.site.settings
             job.failed(outcome, Retry(settings.retry_first_s, settings.retry_longest_s))
             self._tell(job, outcome)
+
+    async def _succeeded(self, job: Job) -> None:
+        """Give the slot back, and have done what follows a backup."""
+        last = job.history.last
+        assert last is not None
+        job.succeeded()
+        job.rest()
+        log.info("backed up", {"job": job.name, "revision": last.id, "seconds": last.seconds})
+        job.give_slot()
+        self.lanes[0].request(job, Kind.PURGE)
+        await self._world.call_back(job.config)
 
     async def _back_up(self, job: Job) -> Outcome:
         """One backup with the tags that are due by now: waiting for a slot may have taken long."""
@@ -207,10 +216,10 @@ class Scheduler:
             log.warning("backup ended unfinished, the scheduler stops", values)
             raise
 
-    async def _look(self, job: Job) -> None:
+    async def _look(self, job: Job) -> str:
         """Learn what the repository holds; while it cannot be read, what was known counts.
 
-        First of all a guest is thawed that a killed backup left frozen.
+        First of all a guest is thawed that a killed backup left frozen. Returns why it cannot.
         """
         await self._world.settle(job.config)
         try:
@@ -218,6 +227,8 @@ class Scheduler:
         except BackyfsError as exc:
             job.known = True
             log.warning("repository cannot be read", {"job": job.name, "reason": exc.message})
+            return exc.message
+        return ""
 
     def _tell(self, job: Job, outcome: Outcome) -> None:
         memory = job.memory
@@ -273,6 +284,15 @@ class Scheduler:
             job.move(self.pools[SLOW])
         else:
             self.pools[SLOW].give()
+
+
+def _judged(before: Revision | None, last: Revision | None, unknown: str) -> Outcome:
+    """What to think of a command that succeeded, by the newest revision before and after it."""
+    if unknown:
+        return Outcome(1, f"the command succeeded, but what it made cannot be read: {unknown}")
+    if last is None or (before is not None and before.id == last.id):
+        return Outcome(1, "the command succeeded but made no revision")
+    return Outcome(0)
 
 
 def _fixed(old: Site, new: Site) -> list[str]:

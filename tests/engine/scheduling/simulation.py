@@ -23,6 +23,7 @@ from backyfs.engine.scheduling.history import Revision
 from backyfs.engine.scheduling.memory import Memory
 from backyfs.engine.scheduling.scheduler import Scheduler
 from backyfs.engine.scheduling.world import Command, Contents, Kind, Outcome
+from backyfs.errors import BackyfsError
 
 DAY = 86_400.0
 START = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
@@ -102,6 +103,9 @@ class World:
         self.calls: dict[Kind, int] = defaultdict(int)
         self.commands: list[Command] = []
         self.log_commands = False
+        self.unreadable = ""
+        self.codes: dict[Kind, int] = {}
+        """Exit codes of maintenance, where not 0."""
         self.called_back = 0
         self.compared = 0
         self._seconds, self._fails = seconds, fails
@@ -121,6 +125,8 @@ class World:
         pass
 
     async def contents(self, job: SiteJob) -> Contents:
+        if self.unreadable:
+            raise BackyfsError(self.unreadable)
         return Contents(self.vms[job.name].revisions)
 
     async def call_back(self, job: SiteJob) -> None:
@@ -136,7 +142,11 @@ class World:
             await trio.sleep(self.random.uniform(1, 60))
         if command.kind is Kind.PURGE:
             self._purge(command.job)
-        return Outcome(0)
+        return Outcome(self.codes.get(command.kind, 0))
+
+    def back_up_by_hand(self, name: str, *tags: str) -> None:
+        """What an operator does beside the scheduler."""
+        self._add(self.vms[name], self.wall(), tags, 1.0)
 
     async def _back_up(self, command: Command) -> Outcome:
         vm, begun = self.vms[command.job.name], trio.current_time()

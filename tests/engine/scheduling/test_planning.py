@@ -39,8 +39,8 @@ def test_a_missed_slot_is_made_up_for_at_once() -> None:
     at = planning.plan(DAILY, offset("a"), {}, NOW, NOW).at
     newest = dict.fromkeys(DAILY, at)
     assert planning.plan(DAILY, offset("a"), newest, at + DAY + 5, NOW).at == at + DAY + 5
-    assert planning.due_tags(DAILY, offset("a"), newest, at + DAY + 5)[0] == "daily"
-    assert planning.due_tags(DAILY, offset("a"), newest, at + DAY - 5) == ()
+    assert planning.due_tags(DAILY, offset("a"), newest, at + DAY + 5, NOW)[0] == "daily"
+    assert planning.due_tags(DAILY, offset("a"), newest, at + DAY - 5, NOW) == ()
 
 
 def test_a_backup_shortly_before_a_slot_serves_it() -> None:
@@ -58,6 +58,18 @@ def test_a_new_tag_waits_for_the_next_run() -> None:
     plan = planning.plan(more, offset("a"), newest, at + 60, NOW)
     assert plan.at == at + DAY
     assert "yearly" in plan.tags
+
+
+def test_a_new_tag_has_its_own_slot_when_no_other_comes_before() -> None:
+    """A VM that was backed up once a week shall be every hour from now on."""
+    weekly = {"weekly": NOW - 10}
+    plan = planning.plan(HOURLY, offset("a", HOURLY), weekly, NOW, NOW - DAY, NOW)
+    assert NOW < plan.at <= NOW + HOUR
+    assert plan.tags[0] == "hourly"
+    for now in (plan.at, plan.at + 30, plan.at + 5 * HOUR):
+        again = planning.plan(HOURLY, offset("a", HOURLY), weekly, now, NOW - DAY, NOW)
+        assert (again.at, again.tags[0]) == (now, "hourly"), "it waits for a worker slot, say"
+        assert "weekly" not in again.tags
 
 
 @pytest.mark.parametrize("schedule", [DAILY, HOURLY])
@@ -108,7 +120,7 @@ def test_no_gap_is_longer_than_the_sla_allows(
         assert plan.at >= now
         assert plan.tags
         now = plan.at + delay * short
-        tags = planning.due_tags(schedule, where, newest, now) or plan.tags
+        tags = planning.due_tags(schedule, where, newest, now, NOW) or plan.tags
         newest |= dict.fromkeys(tags, now)
         assert now <= planning.deadline(schedule, before) + 1e-3
         before = now
@@ -142,7 +154,7 @@ def test_a_revision_of_the_future_is_followed_by_a_backup() -> None:
     """The clock was set back while no scheduler ran: it may be of yesterday as well as of now."""
     first = [revision(1, NOW + DAY, "daily")]
     history = observe(History(), first, steady=50.0, wall=NOW)
-    assert planning.due_tags(DAILY, offset("a"), history.wall(NOW - 50.0), NOW)
+    assert planning.due_tags(DAILY, offset("a"), history.wall(NOW - 50.0), NOW, NOW)
     assert history.good is not None
     assert history.good.at == 50.0
     history = observe(history, [*first, revision(2, NOW, "daily")], steady=60.0, wall=NOW + 10)

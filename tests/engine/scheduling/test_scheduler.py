@@ -15,9 +15,18 @@ from backyfs.engine.scheduling.memory import Memory
 from backyfs.engine.scheduling.scheduler import Scheduler
 from backyfs.engine.scheduling.world import Kind
 from backyfs.errors import UsageError
-from tests.engine.scheduling.simulation import DAY, START, JumpingClock, World, site
+from tests.engine.scheduling.simulation import (
+    DAY,
+    START,
+    JumpingClock,
+    Stretch,
+    World,
+    live,
+    site,
+)
 
 HOUR = 3600.0
+WEEKLY: Schedule = {"weekly": Rule(7 * 86_400, 5)}
 
 
 @pytest.fixture
@@ -88,7 +97,55 @@ async def test_a_command_that_makes_no_revision_has_failed(clock: JumpingClock) 
         assert len(world.starts) < 20
 
 
-async def test_a_backup_by_hand_and_torn_ones_are_not_repeated(clock: JumpingClock) -> None:
+async def test_what_was_made_cannot_be_read(clock: JumpingClock) -> None:
+    """No second backup at once; the next attempt finds that there is one."""
+    world = World(seconds=lambda name, rng: 10.0)
+    async with running(Scheduler(site({"a": DAILY}), world)) as scheduler:
+        await trio.sleep(scheduler.jobs["a"].next().at - world.wall() + 1)
+        assert world.running
+        world.unreadable = "too many open files"
+        await trio.sleep(100)
+        memory = scheduler.jobs["a"].memory
+        assert memory.reason == (
+            "the command succeeded, but what it made cannot be read: too many open files"
+        )
+        world.unreadable = ""
+        await trio.sleep(HOUR)
+        assert (len(world.starts), memory.failures, memory.reason) == (1, 0, "")
+
+
+async def test_a_backup_by_hand_serves_the_slot(clock: JumpingClock) -> None:
+    world = World(seconds=lambda name, rng: 10.0)
+    async with running(Scheduler(site({"a": DAILY}), world)) as scheduler:
+        await trio.sleep(scheduler.jobs["a"].next().at - world.wall() + 60)
+        assert world.vms["a"].made
+        await trio.sleep(0.9 * DAY)
+        world.back_up_by_hand("a", "daily")
+        await trio.sleep(0.5 * DAY)
+        assert len(world.starts) == 1, "it is only a few hours old when the slot comes"
+        await trio.sleep(0.9 * DAY)
+        assert len(world.starts) == 2
+        world.back_up_by_hand("a", "other")
+        scheduler.trigger("a")
+        await trio.sleep(60)
+        assert len(world.starts) == 3, "an operator said so"
+        world.back_up_by_hand("a", "other")
+        await trio.sleep(DAY)
+        assert len(world.starts) == 4, "that one has no tag of the schedule"
+
+
+async def test_a_backup_by_hand_ends_the_failures(clock: JumpingClock) -> None:
+    world = World(fails=lambda name, now, rng: 13)
+    async with running(Scheduler(site({"a": DAILY}), world)) as scheduler:
+        await trio.sleep(2 * DAY)
+        world.back_up_by_hand("a", "daily", "weekly", "monthly")
+        made = len(world.starts)
+        await trio.sleep(7 * HOUR)
+        job = scheduler.jobs["a"]
+        assert (len(world.starts), job.memory.failures, job.status) == (made, 0, Status.WAITING)
+
+
+async def test_torn_ones_are_not_repeated(clock: JumpingClock) -> None:
     world = World()
     world.random.random = lambda: 0.0  # type: ignore[method-assign]  # none is good
     async with running(Scheduler(site({"a": DAILY}), world)) as scheduler:
@@ -215,13 +272,13 @@ async def test_a_job_that_becomes_slow_leaves_its_fast_slot(clock: JumpingClock)
         assert (scheduler.pools[FAST].running, scheduler.pools[SLOW].running) == (0, 0)
 
 
-@pytest.mark.parametrize("jump", [-DAY, DAY, -400 * DAY, 400 * DAY, 1800.0])
-async def test_a_clock_that_is_set_starts_no_stampede(clock: JumpingClock, jump: float) -> None:
+@pytest.mark.parametrize("hours", [-0.4, 0.5, 5, 12, 16, -8, -14, -20, 24, -24, 9600, -9595])
+async def test_a_clock_that_is_set_starts_no_stampede(clock: JumpingClock, hours: float) -> None:
     world = World()
     names = {f"vm{n}": DAILY for n in range(50)}
     async with running(Scheduler(site(names), world, clock_poll_s=30)):
         await trio.sleep(4 * DAY)
-        world.jump += jump
+        world.jump += hours * HOUR
         made = len(world.starts)
         await trio.sleep(HOUR)
         assert len(world.starts) - made < 12, "about two an hour are usual"
@@ -268,6 +325,41 @@ async def test_verification_and_scrub_have_their_own_slot(clock: JumpingClock) -
     assert 140 <= world.calls[Kind.SCRUB] <= 180
     scrubs = [command for command in world.commands if command.kind is Kind.SCRUB]
     assert scrubs[0].arguments == ("--budget", "600")
+
+
+async def test_another_schedule_does_not_wait_for_what_a_set_clock_put_off(
+    clock: JumpingClock,
+) -> None:
+    world = World()
+    async with running(Scheduler(site({"a": WEEKLY}), world, clock_poll_s=30)) as scheduler:
+        await trio.sleep(10 * DAY)
+        world.jump += 3 * DAY
+        await trio.sleep(60)
+        made = len(world.starts)
+        scheduler.reload(site({"a": HOURLY}))
+        await trio.sleep(3 * HOUR)
+        assert len(world.starts) - made >= 2
+
+
+async def test_checks_come_though_no_scheduler_lives_as_long(clock: JumpingClock) -> None:
+    """One that is started again each week verifies once a month all the same."""
+    world = World()
+    names = {f"vm{n}": DAILY for n in range(20)}
+    await live(world, site(names, checks=True), [Stretch(6 * DAY)] * 15)
+    assert 40 <= world.calls[Kind.VERIFY] <= 65
+    assert 180 <= world.calls[Kind.SCRUB] <= 260
+
+
+@pytest.mark.parametrize(("code", "least", "most"), [(0, 3, 4), (12, 3, 4), (1, 15, 35)])
+async def test_a_check_that_failed_comes_again_sooner(
+    clock: JumpingClock, code: int, least: int, most: int
+) -> None:
+    """Unless it failed because of what it found: that is its work."""
+    world = World()
+    world.codes[Kind.VERIFY] = code
+    async with running(Scheduler(site({"a": DAILY}, checks=True), world, clock_poll_s=3600)):
+        await trio.sleep(100 * DAY)
+    assert least <= world.calls[Kind.VERIFY] <= most
 
 
 @pytest.mark.parametrize("jump", [-DAY, 400 * DAY])
