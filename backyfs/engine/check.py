@@ -82,7 +82,7 @@ def check(site: Site, *, ignore: Collection[str] = (), now: datetime | None = No
             job.schedule,
             job.tenant,
             verify_interval_s=verify_s,
-            known_since=_time(rows.get(name, {}).get("first_seen")) or changed,
+            known_since=[_time(rows.get(name, {}).get("first_seen")), changed],
             told=rows.get(name, {}),
         )
         for name, job in site.jobs.items()
@@ -137,7 +137,7 @@ _RANK = {Severity.CRITICAL: 0, Severity.UNKNOWN: 1, Severity.WARNING: 2, Severit
 
 def _rows(status: Path) -> Mapping[str, Mapping[str, Any]]:
     """What the scheduler says of jobs, if it keeps (or kept) a status."""
-    if not status.exists():
+    if _changed(status) is None:
         return {}
     from backyfs.engine.scheduling.state import read_status  # not without one: it imports trio
 
@@ -168,7 +168,9 @@ def _status(site: Site, now: datetime) -> Iterable[Finding]:
         text = f"{site.settings.status_path} is dated in the future: a clock was wrong"
         yield Finding(Severity.WARNING, "clock", "", text)
     elif now - written > limit:
-        text = f"the status file is {in_words(now - written)} old: the scheduler does not run"
+        runs = lock.Held.now().exclusively(site.settings.lock_path)
+        why = "cannot write it, see its log" if runs else "does not run"
+        text = f"the status file is {in_words(now - written)} old: the scheduler {why}"
         yield Finding(Severity.CRITICAL, "status", "", text)
 
 

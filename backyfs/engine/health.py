@@ -61,7 +61,8 @@ class Finding:
 class Expected:
     """What a VM should have: the rules of its schedule; times in seconds.
 
-    `known_since`: when the job was first seen, for one that never had a backup.
+    `known_since`: when the job was first seen, for one that never had a backup: the first time
+    that is one and not in the future, which a wrong clock may have made of it.
     `verify_interval_s`: how old the last look at its data may get (0 = any age). `told`: the row
     of the scheduler's status about it, if there is one: for details, never for the judgement.
     `problem`: why its own configuration cannot be read; the schedule is a guess then.
@@ -72,7 +73,7 @@ class Expected:
     schedule: Schedule
     tenant: str = ""
     verify_interval_s: int = 0
-    known_since: datetime | None = None
+    known_since: Sequence[datetime | None] = ()
     told: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
 
@@ -272,7 +273,7 @@ def _judge_age(health: JobHealth, now: datetime, created: datetime | None) -> No
     sla = timedelta(seconds=health.expected.sla_s)
     age = health.age(now)
     if age is None:
-        known = created or health.expected.known_since
+        known = _known_since([created, *health.expected.known_since], now)
         if known is not None and now - known <= sla:
             return  # its first slot is still to come
         text = "has never had a good backup"
@@ -288,6 +289,11 @@ def _judge_age(health: JobHealth, now: datetime, created: datetime | None) -> No
         health.find(Severity.WARNING, "late", text)
     else:
         health.find(Severity.CRITICAL, "late", text)
+
+
+def _known_since(times: Sequence[datetime | None], now: datetime) -> datetime | None:
+    """The first of these times that can be: None when there is none."""
+    return next((time for time in times if time and time <= now + CLOCK_SKEW), None)
 
 
 def _judge_data(

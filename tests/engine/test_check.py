@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,12 @@ from backyfs.engine.health import Severity
 from backyfs.engine.scrub_position import Position, save
 from backyfs.errors import BackyfsError
 from backyfs.model import Consistency, Trust
+from backyfs.store import lock
 from backyfs.store.ledger import Ledger
 from backyfs.store.quarantine import Bad
 from backyfs.store.record import Draft, Record, sealed, unsealed
 from backyfs.store.repository import Repository
+from tests.filesystems import mounted
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -115,6 +118,21 @@ def test_a_job_without_a_repository(base: Base) -> None:
     assert base.kinds() == [("CRITICAL", "late")], "the configuration is 30 days old"
     os.utime(base.config)
     assert base.kinds() == []
+
+
+def test_a_job_first_seen_in_the_future(base: Base) -> None:
+    """The clock was wrong then; the configuration tells since when it should have backups."""
+    path = base.job("web01").layout.identity
+    value = unsealed(path.read_bytes(), "it")
+    path.chmod(0o600)
+    path.write_bytes(sealed(value | {"created": "2094-01-01T00:00:00Z"}))
+    row = '[{"job": "web01", "first_seen": "%s"}]'
+    status = base.path / "status"
+    for year in (2020, 2094):
+        status.write_text(row % f"{year}-01-01T00:00:00Z")
+        assert base.kinds("status", "clock") == [("CRITICAL", "late")]
+    os.utime(base.config)
+    assert base.kinds("status", "clock") == []
 
 
 @pytest.mark.parametrize(
@@ -280,6 +298,21 @@ def test_the_status_of_a_daemon(base: Base) -> None:
     assert base.kinds(now=datetime.now(UTC)) == [("WARNING", "clock")]
 
 
+def test_a_scheduler_that_cannot_write_its_status(base: Base) -> None:
+    base.job("web01", 1 * HOUR)
+    status = base.path / "status"
+    status.write_text("[]")
+    os.utime(status, times=(time.time() - 400,) * 2)
+
+    def told() -> str:
+        [text] = [f.text for f in base.check(now=datetime.now(UTC)).findings if f.kind == "status"]
+        return text
+
+    assert told().endswith("the scheduler does not run")
+    with lock.exclusive(base.path / ".lock", 0.0, "held"):
+        assert told().endswith("the scheduler cannot write it, see its log")
+
+
 def test_directories_without_a_job(base: Base) -> None:
     base.job("web01", 1 * HOUR)
     for name in ("old", "older"):
@@ -299,6 +332,37 @@ def test_a_full_disk(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
         values[4] = free
         monkeypatch.setattr(os, "statvfs", lambda path, v=tuple(values): os.statvfs_result(v))
         assert base.check().severity.name == severity
+
+
+def test_a_dead_disk_hides_no_job(tmp_path: Path) -> None:
+    """Every look at it fails: each job is told of, and the metrics are there."""
+    with mounted("xfs", tmp_path, 0) as disk:
+        base = Base(disk / "srv")
+        base.path.mkdir()
+        base.config = tmp_path / "backy.conf"
+        base.config.write_text("")
+        base.job("web01", 1 * HOUR)
+        base.job("db01", 1 * HOUR)
+        shut_down(disk)
+        found = base.check()
+    assert {f.job for f in found.findings if f.kind == "repository"} == {"web01", "db01"}
+    assert len(found.jobs) == 2
+    assert found.severity is Severity.CRITICAL
+
+
+def shut_down(xfs: Path) -> None:
+    """As after an error of its disk: it answers everything with "Input/output error"."""
+    with opened(xfs) as fd:
+        fcntl.ioctl(fd, 0x8004587D, struct.pack("I", 2))  # XFS_IOC_GOINGDOWN, without the log
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def test_no_base_directory(base: Base) -> None:
