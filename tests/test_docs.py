@@ -49,6 +49,7 @@ _VOLATILE = [
     (re.compile(r"\b\d+(\.\d+)? ?([KMGT]i?B?|bytes)(?!\w)"), "SIZE"),
     (re.compile(r"\b\d+(\.\d+)? ?%"), "PERCENT"),
     (re.compile(r"\b(offset|byte) \d+"), r"\1 OFFSET"),  # frames are stored as they get ready
+    (re.compile(r"^ *\d+(?= +PERCENT)"), "BYTES"),  # how much a mkfs writes is its version's
     (re.compile(r"/dev/loop\d+"), "LOOP"),
     (re.compile(r"-{3,}"), "---"),
     (re.compile(r"\s+"), " "),

@@ -27,7 +27,7 @@ MKFS = {
     "xfs sectors": ["mkfs.xfs", "-q", "-f", "-K", "-s", "size=4096"],
     "btrfs": ["mkfs.btrfs", "-q", "-f", "-K"],
 }
-SMALL_LOG = ["mkfs.xfs", "-q", "-f", "-K", "--unsupported", "-l", "size=8m"]
+SMALL_LOG = ["mkfs.xfs", "-q", "-f", "-K", "--unsupported", "-l", "size=13m"]
 SIZES = {"ext3": 32 * MIB, "ext4": 32 * MIB, "xfs": 320 * MIB, "btrfs": 120 * MIB}
 
 
@@ -94,9 +94,9 @@ def test_a_file_system_in_its_states(tmp_path: Path, name: str) -> None:
 def test_a_log_that_has_gone_round(tmp_path: Path) -> None:
     """More is written than an XFS's log holds, so that its records pass its end."""
     disk = Disk(tmp_path, "xfs", SMALL_LOG)
-    for turn in range(3):  # about 8 MiB are logged in the first
+    for turn in range(3):  # about 13 MiB are logged in the first
         with disk.mounted():
-            disk.write(1100 if not turn else 50)
+            disk.write(1900 if not turn else 50)
             assert disk.journal().dirty, turn
         assert not disk.journal().dirty, turn
 

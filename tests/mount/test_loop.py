@@ -232,7 +232,7 @@ def test_a_log_on_another_device(tmp_path: Path, point: Path) -> None:
     require("fuse")
     image = sparse_image(tmp_path / "disk", 64 * MIB)
     log = sparse_image(tmp_path / "log", 16 * MIB)
-    run("mkfs.xfs", "-q", "-f", "--unsupported", "-l", f"logdev={log},size=8m", image)
+    run("mkfs.xfs", "-q", "-f", "--unsupported", "-l", f"logdev={log},size=13m", image)
     repository = Repository.create(tmp_path / "vm", "packs")
     record = back_up_image(repository, image)
     with pytest.raises(TargetError, match="cannot be mounted") as caught:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from tests.parts import require
 
-_KEY = "--generate-privkey", "--key-type=ecdsa", "--curve=secp256r1"
+# Some versions of QEMU take only keys that may encrypt other keys, as those of ECDSA never do.
+_KEY = "--generate-privkey", "--key-type=rsa", "--bits=2048"
 _USES = {
     "ca": "cn=test authority\nca\ncert_signing_key\nexpiration_days=2\n",
     "server": "cn=localhost\ndns_name=localhost\nip_address=127.0.0.1\n"
-    "tls_www_server\nsigning_key\nexpiration_days=2\n",
-    "client": "cn=a client\ntls_www_client\nsigning_key\nexpiration_days=2\n",
+    "tls_www_server\nsigning_key\nencryption_key\nexpiration_days=2\n",
+    "client": "cn=a client\ntls_www_client\nsigning_key\nencryption_key\nexpiration_days=2\n",
 }
 
 
