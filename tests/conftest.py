@@ -47,6 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # The user's own settings must not reach the program under test.
     for name in ("BACKYFS_BACKUP_DIR", "BACKYFS_CONFIG", "NO_COLOR", "FORCE_COLOR"):
         os.environ.pop(name, None)
+    # A shell without job control has what it starts with `&` ignore this, and all below it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
