@@ -57,10 +57,11 @@ bench:
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
 man:
-	@contrib/setup.sh run test
+	@contrib/setup.sh run
 	$(BIN)/python contrib/manpages.py man
 
 install-docs:
+	@[ -x $(BIN)/backyfs ] || contrib/setup.sh run
 	$(BIN)/python contrib/manpages.py man
 	install -d $(SHARE)/man/man1 $(SHARE)/man/man5 $(SHARE)/bash-completion/completions \
 		$(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,24 @@ def test_installing(tmp_path: Path) -> None:
     assert (share / "man/man1/backyfs-check.1").is_file()
     assert (share / "man/man5/backy.conf.5").is_file()
     assert "_BACKYFS_COMPLETE" in (share / "zsh/site-functions/_backyfs").read_text()
+
+
+def test_manual_pages_need_no_test_tools() -> None:
+    """Whose services (Prometheus) would start on the backup host."""
+    done = subprocess.run(
+        ["make", "-n", "man"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert "contrib/setup.sh run\n" in done.stdout
+
+
+def test_installing_in_a_fresh_clone_makes_the_environment_first(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    setup = tmp_path / "contrib/setup.sh"
+    setup.parent.mkdir()
+    setup.write_text("#!/bin/sh\necho setup $*; exit 3\n")
+    setup.chmod(0o755)
+    done = subprocess.run(
+        ["make", "install-docs"], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert done.stdout == "setup run\n"

@@ -156,7 +156,10 @@ def _loop(_: Path) -> Iterator[Finding]:
 
 def _rbd(_: Path) -> Iterator[Finding]:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    remedy = f"only for ceph-rbd: apt install python3-rbd (built for Python {version})"
+    remedy = (
+        f"only for ceph-rbd: apt install python3-rbd (built for Python {version}), then: make setup"
+        " (an environment of your own: venv --system-site-packages)"
+    )
     yield _module("rbd", "note", remedy)
 
 

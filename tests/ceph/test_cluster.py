@@ -12,6 +12,7 @@ from backyfs.ceph.cluster import connected
 from backyfs.ceph.failure import failure
 from backyfs.ceph.settings import Settings, completed
 from backyfs.ceph.spec import ImageSpec, image_spec
+from backyfs.cli import doctor
 from backyfs.errors import BackyfsError, ConfigError, NoSpace, SourceUnavailable, UsageError
 from tests.ceph.cluster import Cluster, running
 from tests.parts import require
@@ -127,6 +128,8 @@ def test_no_binding(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SourceUnavailable) as caught, connected(Settings()):
         pass
     assert "python3-rbd" in caught.value.hint
+    [finding] = doctor._rbd(Path())
+    assert "then: make setup (an environment of your own: " in finding.remedy
 
 
 def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
