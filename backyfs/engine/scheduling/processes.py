@@ -30,7 +30,8 @@ from backyfs.errors import BackyfsError, ConfigError, NoSpace
 from backyfs.model import Consistency, Trust
 from backyfs.source import containers
 from backyfs.source.quiescing import note
-from backyfs.store.repository import Repository, is_repository
+from backyfs.store.identity import lost_in
+from backyfs.store.repository import Repository, is_repository, may_be_repository
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ def _contents(base: Base, job: SiteJob) -> Contents:
 def contents_of(directory: Path) -> Contents:
     """What the scheduler wants to know of a VM's directory. BackyfsError."""
     try:
-        if not is_repository(directory):
+        if not may_be_repository(directory):
             return Contents()
         repository = Repository.open(directory)
         bad = len(repository.quarantine.bad()) + len(repository.reports.revisions())
@@ -167,6 +168,8 @@ def _prepare(base: Base, job: SiteJob) -> None:
     path = directory / "config"
     try:
         if not is_repository(directory):
+            if lost_in(directory):  # it is an operator's to decide what becomes of them
+                Repository.open(directory)
             Repository.create(directory, job.store)
             log.info("repository made", {"job": job.name, "directory": str(directory)})
             if job.job.source_type == "file":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from backyfs.config.site import SiteJob
 from backyfs.engine.scheduling.base import Base
 from backyfs.engine.scheduling.processes import Processes
 from backyfs.errors import BackyfsError, ConfigError
+from backyfs.store.repository import Repository
+from tests.engine.test_check import revise
 
 
 def test_two_vms_in_one_directory_are_refused(
@@ -45,3 +48,15 @@ def test_a_directory_that_leads_to_itself(tmp_path: Path) -> None:
     with pytest.raises(BackyfsError, match="web01.*: Too many levels of symbolic links") as told:
         trio.run(world.prepare, job)
     assert told.value.exit_code == 1, "not that of a wrong configuration"
+
+
+def test_revisions_whose_repository_file_was_lost(tmp_path: Path) -> None:
+    """That is no VM that was never backed up."""
+    repository = Repository.create(tmp_path / "web01", "packs")
+    revise(repository, timedelta(hours=1))
+    repository.layout.identity.unlink()
+    job = SiteJob("web01", Job("file", {"filename": "/web01.img"}, DAILY))
+    world = Processes(Base(tmp_path), tmp_path / "backy.conf")
+    for look in (world.contents, world.prepare):
+        with pytest.raises(BackyfsError, match="has revisions, but no repository.json"):
+            trio.run(look, job)
