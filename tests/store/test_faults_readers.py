@@ -263,3 +263,11 @@ def test_a_map_of_another_revision_does_not_bring_one_back(history: History) -> 
     with pytest.raises(NoRevision, match="just removed"):
         repository.open_disk(record, "root")
     repository.open_disk(repository.record(revision_id(4)), "root").close()
+
+
+def test_what_was_removed_is_not_damaged(history: History) -> None:
+    repository = history.open()
+    record = repository.record(revision_id(2))
+    history.open().remove([revision_id(2)])
+    with pytest.raises(NoRevision):
+        repository.open_disk(record, "root")

@@ -65,7 +65,7 @@ def load_map(path: Path, disk: DiskRecord, what: str) -> tuple[ExtentMap, int]:
         lock.share(fd, what)
         status = os.fstat(fd)
         if status.st_nlink == 0:
-            raise NoRevision(f"{what} was just removed", hint="see: backyfs status")
+            raise gone(what)
         if status.st_size > _map_bytes_max(disk.size):
             raise Corrupt(f"the map {path.name} has {status.st_size} bytes, which is impossible")
         data = _content(fd, status.st_size, path.name)
@@ -78,6 +78,11 @@ def load_map(path: Path, disk: DiskRecord, what: str) -> tuple[ExtentMap, int]:
     except BaseException:
         os.close(fd)
         raise
+
+
+def gone(what: str) -> NoRevision:
+    """The error for a revision that vanished while it was being opened."""
+    return NoRevision(f"{what} was just removed", hint="see: backyfs status")
 
 
 def _content(fd: int, size: int, name: str) -> bytes:

@@ -15,7 +15,7 @@ from backyfs.store.format import GcReport, Place, Stage
 from backyfs.store.fs import allocated
 from backyfs.store.layout import owner
 from backyfs.store.packs.extents import ExtentMap
-from backyfs.store.packs.image import PackImage, load_map, map_path
+from backyfs.store.packs.image import PackImage, gone, load_map, map_path
 from backyfs.store.packs.library import Library
 from backyfs.store.packs.reach import Reach
 from backyfs.store.quarantine import Bad
@@ -37,12 +37,14 @@ class PacksFormat:
         try:
             extent_map, fd = load_map(path, disk, what)
         except Corrupt as exc:
+            if not self._place.layout.record(record.id).exists():
+                raise gone(what) from exc
             raise Corrupt(
                 exc.reason, vm=self._place.name, revision=record.id, disk=disk.name
             ) from exc
         if not self._place.layout.record(record.id).exists():
             os.close(fd)
-            raise NoRevision(f"{what} was just removed", hint="see: backyfs status")
+            raise gone(what)
         return PackImage(
             extent_map,
             self._lasting(),
