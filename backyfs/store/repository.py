@@ -24,7 +24,7 @@ from backyfs.store import lock, space
 from backyfs.store.choice import choose_store
 from backyfs.store.contract import StoredImage
 from backyfs.store.format import Damage, Format, GcReport, Place
-from backyfs.store.fs import SYSTEM, Fs, ReadOnly, is_named, publish, real_path
+from backyfs.store.fs import SYSTEM, Fs, ReadOnly, is_named, publish_new, real_path
 from backyfs.store.identity import COW, PACKS, Identity, lost_in, read_identity
 from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, TEMPORARY_SUFFIX, Layout, owner
 from backyfs.store.ledger import Ledger
@@ -115,16 +115,17 @@ class Repository:
         path = real_path(path)
         chosen = choose_store(path, store)
         layout = Layout(path)
+        identity = Identity.new(chosen)
         try:
             for directory in (layout.revisions, layout.quarantine):
                 fs.mkdir(directory)
             _prepare_directory(chosen, layout, fs)
-            identity = Identity.new(chosen)
-            publish(layout.identity, identity.encode(), fs)
+            if not publish_new(layout.identity, identity.encode(), fs):
+                raise UsageError(f"{path} was made a repository by another process meanwhile")
             with contextlib.suppress(PermissionError):  # one may write there, and not read
                 fs.sync_dir(path.parent)
         except BaseException:
-            _take_back(layout, itself=not existed)
+            _take_back(layout, identity, itself=not existed)
             raise
         return cls(path, identity, fs)
 
@@ -427,10 +428,11 @@ class Repository:
         return problems + list(self.format.fsck(records))
 
 
-def _take_back(layout: Layout, *, itself: bool) -> None:
-    """Take back what there is of a repository that could not be made."""
+def _take_back(layout: Layout, identity: Identity, *, itself: bool) -> None:
+    """Take back what there is of a repository that could not be made: nothing of another's."""
     with contextlib.suppress(OSError):
-        layout.identity.unlink()
+        if layout.identity.read_bytes() == identity.encode():
+            layout.identity.unlink()
     if layout.identity.exists():
         return
     for directory in (layout.revisions, layout.quarantine, layout.packs, layout.path):

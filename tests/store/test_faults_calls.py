@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from backyfs.errors import BackyfsError, NoSpace
+from backyfs.errors import BackyfsError, NoSpace, UsageError
 from backyfs.model import FRAME
 from backyfs.store import space
 from backyfs.store.fs import Fs
@@ -236,6 +236,21 @@ def test_making_a_repository(tmp_path: Path, code: int, for_good: bool) -> None:
             if not fs.fired:
                 assert n > 5
                 break
+
+
+def test_two_that_make_the_same_repository(tmp_path: Path) -> None:
+    """One of them does, and the other touches nothing of it."""
+    path = tmp_path / "vm"
+
+    class Slower(Fs):
+        def call(self, name: str) -> None:
+            if name == "link":
+                faults.store(Repository.create(path, "packs"), 0, {"disk": faults.frames(1)})
+
+    with pytest.raises(UsageError, match="by another process"):
+        Repository.create(path, "packs", fs=Slower())
+    (record,) = Repository.open(path).revisions()
+    faults.check(path, {record.id: {"disk": faults.frames(1)}})
 
 
 def is_made(path: Path) -> bool:
