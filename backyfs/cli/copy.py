@@ -12,7 +12,7 @@ import click
 
 from backyfs.cli import options, output
 from backyfs.cli.session import Session, make_way
-from backyfs.errors import ConfigError, Corrupt
+from backyfs.errors import ConfigError, Corrupt, UsageError
 from backyfs.model import vm_name
 from backyfs.store.repository import Repository, is_repository
 
@@ -49,12 +49,13 @@ def command(
 
     DST may be of the other format, and is made if it does not exist. Copied are the revisions
     newer than the newest common one; ids, times, tags and trust stay; each copy has the digest of
-    its original. What was copied stays copied when a later revision fails. Revisions whose record
-    cannot be read are left out; unless DST has them already, the exit code is 12.
+    its original. What was copied stays copied when a later revision fails. What is removed from
+    SRC meanwhile is left out, with a warning. Revisions whose record cannot be read are left out,
+    too; unless DST has them already, the exit code is 12.
     """
     from backyfs.cli.running import run
     from backyfs.cli.showing import showing
-    from backyfs.engine.copying import copy, missing
+    from backyfs.engine.copying import Copied, copy, missing
 
     origin = session.at(source).repository()
     exists = is_repository(target)
@@ -66,10 +67,15 @@ def command(
         _tell_left_out(origin, there, as_json)
         return
     copied_to = Repository.open(target) if exists else _made(_config(origin), target, store)
-    with session.logging(copied_to), showing(session, progress, as_json=as_json) as shown:
-        result = run(copy, origin, copied_to, wait_s=wait_s, progress=shown)
-    for revision in result.copied:
-        _print("copied", revision, as_json)
+    result = Copied()
+    try:
+        with session.logging(copied_to), showing(session, progress, as_json=as_json) as shown:
+            run(copy, origin, copied_to, wait_s=wait_s, progress=shown, result=result)
+    finally:
+        for revision in result.copied:
+            _print("copied", revision, as_json)
+        for revision in result.removed:
+            output.warn(f"left out: {revision} was removed meanwhile", as_json=as_json)
     if not as_json and not session.quiet:
         present = len(result.present)
         output.line(f"{len(result.copied)} copied, {present} present, to {copied_to.path}")
@@ -117,7 +123,12 @@ def _made(config: bytes | None, target: Path, store: str) -> Repository:
     directory = real_path(target)
     vm_name(directory.name)
     make_way(directory)
-    made = Repository.create(target, store)
+    try:
+        made = Repository.create(target, store)
+    except UsageError:
+        if not is_repository(target):
+            raise
+        return Repository.open(target)  # another copy made it meanwhile
     if config is not None:
         publish(made.path / "config", config)
     return made

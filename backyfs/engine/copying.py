@@ -8,11 +8,15 @@ The order of the target must stay that of the source, so only revisions after th
 one are copied: what was expired in the target does not come back, and a copy that was interrupted
 goes on where it ended. One that is gone from the target counts as common while others there rest
 on what it stored: its files have names that follow from its id, and would be replaced.
+
+The writer's lock of the target is held for one revision at a time, and what is due is decided anew
+where others wrote to it in between. The source goes on as ever: it is read with a reader's lock on
+one revision, and what is removed before its turn is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +29,7 @@ from backyfs.engine.pipeline import Job, asked, in_thread, run_jobs
 from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
 from backyfs.engine.readback import stored_jobs
-from backyfs.errors import Corrupt, UsageError
+from backyfs.errors import Corrupt, NoRevision, UsageError
 from backyfs.extents import joined, union
 from backyfs.model import FRAME, Extent
 from backyfs.store.contract import DiskWriter, StoredImage
@@ -39,32 +43,71 @@ _GROUP_BYTES = FAN_OUT * FRAME
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What a copy did: ids, in order. `present`: were there, or had been and were removed."""
+    """What a copy did: ids, in order. `present`: were there, or had been and were removed; or
+    somebody else copied them. `removed`: are gone from the source since the copy began.
+    """
 
     copied: list[str] = field(default_factory=list)
     present: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
 
 
 async def copy(
-    source: Repository, target: Repository, *, wait_s: float = 0.0, progress: Progress = QUIET
+    source: Repository,
+    target: Repository,
+    *,
+    wait_s: float = 0.0,
+    progress: Progress = QUIET,
+    result: Copied | None = None,
 ) -> Copied:
     """Copy all revisions of `source` that come after the newest one `target` has.
 
     Raises UsageError when the two are the same repository or have nothing to do with each other,
     Busy, NoSpace, and Corrupt at the first revision that cannot be read completely; those before
-    it are in the target by then.
+    it are in the target by then. What was done is entered in `result`, which is returned.
     """
     if source.path == target.path:
         raise UsageError(f"{source.path}: source and target are the same repository")
+    result = result or Copied()
     records = await trio.to_thread.run_sync(source.revisions)
-    result = Copied()
     there = await trio.to_thread.run_sync(target.revisions)
     due = missing(records, there, await trio.to_thread.run_sync(target.origins))
     result.present.extend(record.id for record in records if record not in due)
+    known = {record.id for record in there}
     for record in due:
-        await _copy_revision(source, target, record, wait_s, progress)
-        result.copied.append(record.id)
+        still_due = partial(_is_due, target, record, records, known)
+        try:
+            made = await _copy_revision(source, target, record, still_due, wait_s, progress)
+        except (Corrupt, NoRevision):
+            if not await trio.to_thread.run_sync(_is_gone, source, record):
+                raise
+            result.removed.append(record.id)
+        else:
+            (result.copied if made else result.present).append(record.id)
     return result
+
+
+def _is_due(target: Repository, record: Record, records: Sequence[Record], known: set[str]) -> bool:
+    """Whether a revision is still to be copied, for who holds the writer's lock and will do it.
+
+    `known`: the ids that the target has unless others wrote to it since this was asked last.
+    """
+    there = target.revisions()
+    ids = {record.id for record in there}
+    if ids != known and record not in missing(records, there, target.origins()):
+        return False
+    known.clear()
+    known.update(ids, [record.id])
+    return True
+
+
+def _is_gone(source: Repository, record: Record) -> bool:
+    """Whether a revision was removed. Corrupt where all of the repository is gone."""
+    try:
+        source.record(record.id)
+    except NoRevision:
+        return True
+    return False
 
 
 def missing(
@@ -94,10 +137,18 @@ def missing(
 
 
 async def _copy_revision(
-    source: Repository, target: Repository, record: Record, wait_s: float, progress: Progress
-) -> None:
-    state = source.state(record)
+    source: Repository,
+    target: Repository,
+    record: Record,
+    still_due: Callable[[], bool],
+    wait_s: float,
+    progress: Progress,
+) -> bool:
+    """Copy one; False if that is `still_due` no more when the target can be written to."""
     async with writing(target, wait_s) as intent:
+        if not await trio.to_thread.run_sync(still_due):
+            return False
+        state = await trio.to_thread.run_sync(source.state, record)
         parent = await trio.to_thread.run_sync(_parent, target)
         begun = target.begin(intent, parent, revision=record.id, time=record.time)
         async with in_thread(begun) as staging, in_thread(ExitStack()) as opened:
@@ -110,6 +161,7 @@ async def _copy_revision(
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(_publish, target, staging, record, state)
         await trio.to_thread.run_sync(target.note_usage, "copy")
+    return True
 
 
 def _parent(target: Repository) -> Record | None:

@@ -446,6 +446,24 @@ def test_copy_says_what_it_leaves_out(vm: Vm, tmp_path: Path) -> None:
     assert backyfs("copy", vm.directory, tmp_path / "all").err == "", "the copy has it"
 
 
+def test_two_copies_at_once(vm: Vm, tmp_path: Path) -> None:
+    target = tmp_path / "copy"
+    command = [PROGRAM, "copy", "--json", "--wait", "60", str(vm.directory), str(target)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=90)[0].splitlines() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(json.loads(line)["revision"] for lines in told for line in lines) == vm.ids
+    backyfs("-b", target, "verify", "-r", "all")
+
+
+def test_copy_lists_what_it_copied_before_an_error(vm: Vm, tmp_path: Path) -> None:
+    first = vm.ids[0]
+    (vm.directory / "revisions" / f"{vm.ids[1]}.disk.map").unlink()
+    done = backyfs("copy", vm.directory, tmp_path / "copy", code=12)
+    assert done.out == f"copied {first}\n"
+    assert "is missing" in done.err
+
+
 def test_copy_into_the_other_format(vm: Vm, xfs_dir: Path) -> None:
     target = xfs_dir / "base" / "web01"  # the base is made, too, as by init
     assert backyfs("copy", "-n", vm.directory, target).out.count("would copy") == 3

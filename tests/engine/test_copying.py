@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+import trio
 
 from backyfs.engine.backup import back_up
 from backyfs.engine.copying import copy, differences, missing
+from backyfs.engine.progress import Phase
 from backyfs.engine.tags import add_tags
 from backyfs.engine.trust import distrust
 from backyfs.engine.verification import verify
@@ -182,6 +186,64 @@ async def test_a_damaged_original_is_not_copied(stores: Stores) -> None:
     damage_frame(one, second, 2)  # flips it back
     assert (await copy(one, other)).copied == [second.id]
     same(one, other)
+
+
+class Then:
+    """Progress that does something as a revision begins to be copied, each thing once."""
+
+    def __init__(self, *what: Callable[[], object]) -> None:
+        self._what = list(what)
+
+    def start(self, phase: Phase, total: int) -> None:
+        if phase is Phase.COPY and self._what:
+            self._what.pop(0)()
+
+    def advance(self, count: int) -> None:
+        """Nothing."""
+
+
+async def three(repository: Repository) -> list[Record]:
+    source = MemorySource()
+    for day, frames in enumerate(("abcd", "aBcd", "aBCd")):
+        source.contents = {"root": disk(frames), "data": disk(frames[::-1])}
+        await back_up(repository, source, now=clock(START + timedelta(days=day)))
+    return repository.revisions()
+
+
+@pytest.mark.parametrize("kind", ["packs", "cow"])
+async def test_what_is_removed_meanwhile_is_left_out(stores: Stores, kind: str) -> None:
+    one, other = stores(kind), stores("packs")
+    ids = [record.id for record in await three(one)]
+    result = await copy(one, other, progress=Then(lambda: one.remove(ids[1:2])))
+    assert (result.copied, result.removed) == ([ids[0], ids[2]], [ids[1]])
+    same(one, other)
+    sound(other)
+
+
+async def test_a_source_that_goes_is_an_error(stores: Stores, tmp_path: Path) -> None:
+    one, other = stores("packs"), stores("packs")
+    await three(one)
+    with pytest.raises(Corrupt, match="revisions/ is missing"):
+        await copy(one, other, progress=Then(lambda: one.path.rename(tmp_path / "away")))
+
+
+@pytest.mark.parametrize("kind", ["packs", "cow"])
+async def test_two_copies_into_one_target(stores: Stores, kind: str) -> None:
+    """Who waited looks again what is there."""
+    one, other = stores("packs"), stores(kind)
+    ids = [record.id for record in await three(one)]
+    results = []
+
+    async def run() -> None:
+        results.append(await copy(one, Repository.open(other.path), wait_s=60))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        nursery.start_soon(run)
+    assert sorted(each for result in results for each in result.copied) == ids
+    assert [sorted([*result.copied, *result.present]) for result in results] == [ids, ids]
+    same(one, other)
+    sound(other)
 
 
 async def test_a_writer_in_the_target(stores: Stores) -> None:
