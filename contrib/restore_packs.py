@@ -13,13 +13,13 @@ import struct
 import sys
 from pathlib import Path
 
-import zstandard
-
 try:
+    import zstandard
     from blake3 import blake3
-except ImportError:
-    blake3 = None
+except ImportError as error:
+    blake3 = None if "blake3" in f"{error.name}" else sys.exit(f"restore_packs: {error}")
 
+BAD = OSError, ValueError, LookupError, RuntimeError, MemoryError, struct.error, zstandard.ZstdError
 FRAME, ZERO = 65536, bytes(32)
 ENTRY = struct.Struct("<QIBBHHHI")  # offset, size, kind, depth, flags, base segment, -, base number
 
@@ -54,7 +54,7 @@ def frame(segments, segment, number):  # and its hash
 def footer(file):  # the segments of a pack file by name; its table ends the file
     tail = max(0, os.stat(file.fileno()).st_size - 16)
     length, _, magic = struct.unpack("<II8s", os.pread(file.fileno(), 16, tail))
-    if magic != b"bfs-end\n" or length > tail:
+    if magic != b"bfs-end\n" or length > min(tail, 1 << 23):
         raise ValueError(f"{file.name}: its table is damaged")
     data = os.pread(file.fileno(), length, tail - length)
     check(data[:-32], data[-32:], file.name)
@@ -70,13 +70,14 @@ def section(data, index):
     return zstandard.ZstdDecompressor().decompress(body, length) if flags & 1 else body
 
 
-def extents(data):  # (first frame, segment, its first number, count) of all that is not zeros
+def extents(data):  # (frame of the disk, segment, number in it) of all that is not zeros
     names, columns, position = section(data, 0), section(data, 1), 0
     segment = [names[i : i + 32].rstrip(b"\0").decode() for i in range(0, len(names), 80)]
     values = struct.unpack(f"<{len(columns) // 4}I", columns)
     rows = len(values) // 4
     for gap, count, index, number in zip(*(values[i * rows : (i + 1) * rows] for i in range(4))):
-        yield position + gap, segment[index], number, count
+        for at in range(count):
+            yield position + gap + at, segment[index], number + at
         position += gap + count
 
 
@@ -91,15 +92,13 @@ def restore(directory, revision, disk, target):
     for path in sorted((directory / "packs").glob("*.pack"))[::-1]:  # of twins the first counts
         try:
             segments.update(footer(path.open("rb")))
-        except (ValueError, struct.error, OSError) as error:
+        except BAD as error:
             print(f"left out: {error}", file=sys.stderr)
     with open(target, "wb") as image:
-        for first, segment, number, count in extents(data):
-            for at in range(count):
-                image.seek((first + at) * FRAME)
-                found, known = frame(segments, segment, number + at)
-                hashes[(first + at) * 32 : (first + at + 1) * 32] = known
-                image.write(found)
+        for at, segment, number in extents(data):
+            found, hashes[at * 32 : (at + 1) * 32] = frame(segments, segment, number)
+            image.seek(at * FRAME)
+            image.write(found)
         image.truncate(size)
     if blake3 is None:
         print("nothing was checked: the blake3 package is missing", file=sys.stderr)
@@ -115,5 +114,5 @@ try:
     else:
         for path in sorted(Path(sys.argv[1], "revisions").resolve(strict=True).glob("*.json")):
             print(path.stem, *(disk["name"] for disk in json.loads(path.read_text())["disks"]))
-except (OSError, ValueError, LookupError, struct.error, zstandard.ZstdError) as error:
+except BAD as error:
     sys.exit(f"restore_packs: {type(error).__name__}: {error}")

@@ -161,3 +161,26 @@ def test_a_directory_of_no_vm_is_an_error(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("restore_packs: FileNotFoundError")
     assert f"{tmp_path}/none" in done.stderr
+
+
+def test_without_zstandard_it_says_so(tmp_path: Path) -> None:
+    done = run(tmp_path, check=False, without="zstandard")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("restore_packs: ")
+    assert "zstandard" in line
+
+
+def test_a_size_that_is_no_frame_s_is_an_error(
+    history: tuple[Repository, dict[str, bytes]], tmp_path: Path
+) -> None:
+    """What a frame says of its length is asked for before it is decoded."""
+    repository, contents = history
+    for path in repository.layout.packs.iterdir():
+        with open(path, "r+b") as stream:
+            stream.seek(100)  # behind the magic of the first frame: a size of eight bytes
+            stream.write(b"\xe0" + (1 << 45).to_bytes(8, "little"))
+    done = run(repository.path, next(iter(contents)), "disk", tmp_path / "restored", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("restore_packs: ")
+    assert "Traceback" not in done.stderr
