@@ -173,3 +173,10 @@ def test_a_section_that_would_unpack_to_more_than_there_is_memory(told: str) -> 
     struct.pack_into("<IIQQQ", encoded, 128, 1, 1, len(encoded), len(packed), length)
     with pytest.raises(Corrupt, match="impossible length"):
         ExtentMap.decode(bytes(encoded + packed), "map")
+
+
+def test_a_segment_of_more_frames_than_any_has() -> None:
+    refs = [SegmentRef("20260101T000000Z-0000-0", (1 << 18) + 1, bytes(32))]
+    data = ExtentMap(FRAME, refs, Runs([Run(0, 1, 0, 0)]), bytes(32)).encode(ID)
+    with pytest.raises(Corrupt, match="an impossible number of frames"):
+        ExtentMap.decode(data, "map")

@@ -23,6 +23,7 @@ from backyfs.store.packs.table import (
     NO_BASE,
     PACK_HEADER_BYTES,
     PACK_MAGIC,
+    SEGMENT_FRAMES_MAX,
     SegmentTable,
     encode_table,
     footer_length,
@@ -235,6 +236,33 @@ def test_a_footer_that_names_impossible_segments(
         lying(path, 32, name)
     with pytest.raises(Corrupt, match="its table is damaged"):
         PackFile(path)
+
+
+def test_a_footer_of_an_impossible_number_of_frames(tmp_path: Path) -> None:
+    """Who marks them takes memory for each."""
+    path = write_pack(tmp_path / "x.pack", [segment("one", 3, ["one"])], ["one"], b"")
+    lying(path, 32 + 32, (SEGMENT_FRAMES_MAX + 1).to_bytes(4, "little"))
+    with pytest.raises(Corrupt, match="its table is damaged"):
+        PackFile(path)
+
+
+@pytest.mark.parametrize("where", ["tail", "footer"])
+def test_an_impossible_length_takes_no_memory(tmp_path: Path, where: str) -> None:
+    """Of a file that a damaged inode has made larger than that."""
+    path = write_pack(tmp_path / "x.pack", [segment("one", 3, ["one"])], ["one"], b"")
+    size = path.stat().st_size
+    with open(path, "r+b") as stream:
+        stream.truncate(5 << 30)
+        stream.seek((5 << 30) - 24 if where == "footer" else (5 << 30) - 16)
+        told = (2**32 - 1).to_bytes(4, "little")
+        stream.write(b"bfs-tbl\n" + told if where == "footer" else told + bytes(4) + b"bfs-end\n")
+    tracemalloc.start()
+    try:
+        PackFile(path).close()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < most < 64 << 20
 
 
 @pytest.mark.parametrize("offset", [1 << 40, 2**63 - 1, 2**64 - 1])

@@ -16,6 +16,7 @@ from backyfs.errors import Corrupt
 from backyfs.store.digest import HASH, frame_count, group_count
 from backyfs.store.header import HEADER, MAP_MAGIC, Header
 from backyfs.store.packs.runs import Runs
+from backyfs.store.packs.table import SEGMENT_FRAMES_MAX
 
 _FIXED = struct.Struct("<QQQI36x")
 """size, extents, groups, segments"""
@@ -84,6 +85,8 @@ class ExtentMap:
         ]
         if len(refs) != segments:
             raise ValueError("wrong number of segments")
+        if any(ref.count > SEGMENT_FRAMES_MAX for ref in refs):
+            raise ValueError("a segment has an impossible number of frames")
         runs = Runs.decode(sections[_EXTENTS], extents)
         if runs.end > frame_count(size) or max(runs.segments, default=-1) >= len(refs):
             raise ValueError("an extent lies outside the disk or its segments")

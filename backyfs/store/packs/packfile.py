@@ -21,6 +21,7 @@ from backyfs.store.header import Header
 from backyfs.store.packs import codec
 from backyfs.store.packs.table import (
     ENTRY,
+    FOOTER_BYTES_MAX,
     FOOTER_MAGIC,
     HEADER_BYTES,
     PACK_HEADER_BYTES,
@@ -129,7 +130,7 @@ class PackFile:
             while (at := window.rfind(FOOTER_MAGIC, 0, at)) >= 0:
                 with contextlib.suppress(Corrupt, UnicodeDecodeError, EOFError):
                     length = int.from_bytes(self._given(4, start + at + 8), "little")
-                    if length <= self.bytes:
+                    if length <= min(self.bytes, FOOTER_BYTES_MAX):
                         return self._footer_at(start + at, length)
         if self._failures:  # it may well be read the next time
             raise OSError(self._failures[0], os.strerror(self._failures[0]))

@@ -23,6 +23,7 @@ from backyfs.store.packs.table import (
     ENTRY,
     NAMES_MAX,
     NO_BASE,
+    SEGMENT_FRAMES_MAX,
     SegmentTable,
     encode_table,
     pack_header,
@@ -30,7 +31,6 @@ from backyfs.store.packs.table import (
 from backyfs.store.quarantine import Bad
 
 SEGMENT_BYTES_MAX = 1 << 30
-SEGMENT_FRAMES_MAX = 1 << 18
 DIRTY_BYTES_MAX = 256 << 20
 """Bytes of a pack that may wait in the page cache; beyond that we wait for the older half."""
 WRITEBACK_BYTES = 16 << 20

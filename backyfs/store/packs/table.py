@@ -30,6 +30,7 @@ ENTRY = struct.Struct("<QIBBHHHI")
 """offset, csize, kind, depth, flags, base segment (index), reserved, base number."""
 NO_BASE = 0xFFFF
 NAMES_MAX = 0xFFFE
+SEGMENT_FRAMES_MAX = 1 << 18
 
 _FOOTER = struct.Struct("<8sIIIIQ")
 _FOOTER_MAGIC = b"bfs-tbl\n"
@@ -169,7 +170,7 @@ def decode_footer(data: bytes, what: str) -> Footer:
         raise Corrupt(f"{what}: the table's footer does not match its checksum")
     try:
         return _footer(body, segments, names, table_at)
-    except (UnicodeDecodeError, IndexError) as exc:
+    except (ValueError, IndexError) as exc:
         raise Corrupt(f"{what}: the table's footer names impossible segments") from exc
 
 
@@ -185,6 +186,8 @@ def _footer(body: bytes, segments: int, count: int, table_at: int) -> Footer:
         n, _, stored, entries_at, hashes_at, root = _DESCRIPTOR.unpack_from(
             body, at + index * _DESCRIPTOR.size
         )
+        if n > SEGMENT_FRAMES_MAX:
+            raise ValueError
         found.append(Descriptor(names[index], n, stored, entries_at, hashes_at, root))
     return Footer(names, tuple(found), table_at)
 
@@ -194,9 +197,11 @@ def footer_length(tail: bytes) -> int | None:
     if len(tail) != _TAIL.size:
         return None
     length, _, magic = _TAIL.unpack(tail)
-    return int(length) if magic == _TAIL_MAGIC else None
+    return int(length) if magic == _TAIL_MAGIC and length <= FOOTER_BYTES_MAX else None
 
 
+FOOTER_BYTES_MAX = _footer_bytes(NAMES_MAX, NAMES_MAX)
+"""More than any footer has: what a damaged file says of its length is memory to whoever reads."""
 TAIL_BYTES = _TAIL.size
 FOOTER_MAGIC = _FOOTER_MAGIC
 HEADER_BYTES = HEADER.size
