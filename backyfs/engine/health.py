@@ -16,7 +16,7 @@ from typing import Any
 from backyfs.config.schedule import Schedule
 from backyfs.engine.retention import Candidate, Decision, decide
 from backyfs.engine.scrub_position import position
-from backyfs.errors import BackyfsError, Corrupt
+from backyfs.errors import BackyfsError, Corrupt, Unsupported
 from backyfs.model import Consistency, Trust
 from backyfs.source.quiescing import note
 from backyfs.store import lock
@@ -208,7 +208,7 @@ def _see(repository: Repository, record: Record, there: Collection[str], damaged
         return _Seen(record, State.of(record), damaged)
     try:
         return _Seen(record, repository.known_state(record), damaged)
-    except Corrupt:
+    except (Corrupt, Unsupported):
         return _Seen(record, repository.state(record), damaged=True)
 
 

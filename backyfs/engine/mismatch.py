@@ -52,8 +52,9 @@ def denounce(repository: Repository, staging: Staging, base: Record, sampled: Sa
     with _if_it_can_be("the evidence cannot be kept"):
         repository.reports.keep(report, list(_contents(staging, sampled.wrong)))
     why = f"it may be wrong where {staging.revision} differs from its source"
-    with _if_it_can_be("older revisions cannot be distrusted"):
-        distrust(repository, older, why, lasting=True)
+    for record in older:
+        with _if_it_can_be("an older revision cannot be distrusted"):
+            distrust(repository, [record], why, lasting=True)
 
 
 @contextlib.contextmanager

@@ -125,17 +125,17 @@ class Ledger:
     def state(self, record: Record) -> State:
         """Tags and trust as they are now.
 
-        Where the state is damaged, the record's own tags and a lasting distrust: the revision may
-        have been distrusted, and no look at stored bytes would tell.
+        Where the state cannot be read, the record's own tags and a lasting distrust: the revision
+        may have been distrusted, and no look at stored bytes would tell.
         """
         try:
             return self.known_state(record)
-        except Corrupt as exc:
+        except (Corrupt, Unsupported) as exc:
             own = State.of(record)
-            return State(own.tags, Trust.DISTRUSTED, why=exc.reason, lasting=True)
+            return State(own.tags, Trust.DISTRUSTED, why=_reason(exc), lasting=True)
 
     def known_state(self, record: Record) -> State:
-        """As `state`; Corrupt where the state is damaged."""
+        """As `state`; Corrupt where the state is damaged, Unsupported where it is a newer one."""
         try:
             return self._read_state(record.id) or State.of(record)
         except Corrupt as exc:
@@ -146,8 +146,8 @@ class Ledger:
         """What is wrong with a revision's state file, or "": then what protects it is unknown."""
         try:
             self._read_state(revision)
-        except Corrupt as exc:
-            return exc.reason
+        except (Corrupt, Unsupported) as exc:
+            return _reason(exc)
         return ""
 
     def _read_state(self, revision: str) -> State | None:
@@ -167,17 +167,28 @@ class Ledger:
         """Replace a revision's state by `change(state)`, atomically; waits for no writer.
 
         Corrupt where the state is damaged, unless it may be made `anew`: from what `state` says.
+        Unsupported, even so, where a newer program has written it.
         """
         with lock.meta(self._layout.meta_lock):
             if not is_named(self._layout.record(revision)):
                 raise NoRevision(f"{self.name}: no revision {revision}")
             record = self.record(revision)
-            damaged = anew and self.state_problem(revision)
-            old = self.state(record) if damaged else self.known_state(record)
-            new = change(old)
-            if new != old or damaged:
+            old = self._state_or_none(record) if anew else self.known_state(record)
+            new = change(old or self.state(record))
+            if new != old:
                 publish(self._layout.state(revision), new.encode(), self._fs)
             return new
+
+    def _state_or_none(self, record: Record) -> State | None:
+        """As `known_state`; None where the state is damaged."""
+        try:
+            return self.known_state(record)
+        except Corrupt:
+            return None
+
+
+def _reason(exc: Corrupt | Unsupported) -> str:
+    return exc.reason if isinstance(exc, Corrupt) else exc.message
 
 
 def _sound_names(record: Record) -> bool:

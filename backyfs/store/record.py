@@ -179,16 +179,20 @@ class Record:
     @classmethod
     def decode(cls, data: bytes, what: str) -> Record:
         """The record in the bytes of a file; Corrupt or Unsupported when it is none we know."""
-        value = unsealed(data, what)
-        if value.get("format") != FORMAT:
-            raise Unsupported(
-                f"{what} has format {value.get('format')!r}; this program knows {FORMAT}",
-                hint="use a newer backyfs",
-            )
+        value = _of_our_format(unsealed(data, what), what)
         try:
             return _record(value)
         except _GARBLED as exc:
             raise Corrupt(f"{what} lacks or garbles a field: {one_line(str(exc))}") from exc
+
+
+def _of_our_format(value: dict[str, Any], what: str) -> dict[str, Any]:
+    if value.get("format") != FORMAT:
+        raise Unsupported(
+            f"{what} has format {value.get('format')!r:.80}; this program knows {FORMAT}",
+            hint="use a newer backyfs",
+        )
+    return value
 
 
 def _disk_value(disk: DiskRecord) -> dict[str, Any]:
@@ -342,8 +346,8 @@ class State:
 
     @classmethod
     def decode(cls, data: bytes, what: str) -> State:
-        """The state in the bytes of a file; Corrupt when it is none."""
-        value = unsealed(data, what)
+        """The state in the bytes of a file; Corrupt or Unsupported when it is none we know."""
+        value = _of_our_format(unsealed(data, what), what)
         try:
             at = value["verified_at"]
             return _typed(

@@ -17,9 +17,9 @@ from backyfs.engine.expire import expire
 from backyfs.engine.tags import add_tags, remove_tags, set_tags
 from backyfs.engine.trust import distrust, trust, verified
 from backyfs.engine.verification import verify
-from backyfs.errors import Corrupt
+from backyfs.errors import Corrupt, Unsupported
 from backyfs.model import Consistency, Trust
-from backyfs.store.record import Draft, Record
+from backyfs.store.record import Draft, Record, sealed, unsealed
 from backyfs.store.repository import Repository
 from tests.engine.checks import content
 from tests.engine.memory import MemorySource, disk
@@ -111,4 +111,44 @@ async def test_verification_does_not_touch_a_damaged_state(packs: Repository) ->
     before = packs.layout.state(record.id).read_bytes()
     (verdict,) = await verify(packs, [record])
     assert [item.reason for item in verdict.damage] == [packs.state_problem(record.id)]
+    assert packs.layout.state(record.id).read_bytes() == before
+
+
+async def of_a_newer_format(repository: Repository) -> Record:
+    """A revision whose state was written by a program to come."""
+    (record,) = await history(repository, "abcd")
+    add_tags(repository, [record], ["manual:keep"])
+    path = repository.layout.state(record.id)
+    path.write_bytes(sealed(unsealed(path.read_bytes(), "it") | {"format": 2, "held": True}))
+    return record
+
+
+async def test_a_newer_state_protects_and_is_told(packs: Repository) -> None:
+    record = await of_a_newer_format(packs)
+    state = packs.state(record)
+    assert (state.trust, state.lasting, state.tags) == (Trust.DISTRUSTED, True, record.tags)
+    (damage,) = packs.damage()[record.id]
+    assert "has format 2; this program knows 1" in damage.reason
+    (verdict,) = await verify(packs, [record])
+    assert verdict.damage == [damage]
+    await history(packs, "abcd")
+    assert expire(packs, DAILY, NOW + timedelta(days=9000)).removed == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda packs, record: add_tags(packs, [record], ["x"]),
+        lambda packs, record: distrust(packs, [record], "it looked odd"),
+        lambda packs, record: trust(packs, [record]),
+        lambda packs, record: verified(packs, record, NOW),
+    ],
+)
+async def test_a_newer_state_is_never_replaced(
+    packs: Repository, change: Callable[[Repository, Record], object]
+) -> None:
+    record = await of_a_newer_format(packs)
+    before = packs.layout.state(record.id).read_bytes()
+    with pytest.raises(Unsupported, match=f"the state of revision {record.id} has format 2"):
+        change(packs, record)
     assert packs.layout.state(record.id).read_bytes() == before
