@@ -344,7 +344,8 @@ def _decided(now: datetime, health: JobHealth, seen: Sequence[_Seen]) -> list[De
 
 
 def _is_read(repository: Repository, record: Record, held: lock.Held) -> bool:
-    return any(held.shared(repository.format.lockable(disk)) for disk in record.disks.values())
+    paths = map(repository.format.lockable, record.disks.values())
+    return any(held.shared(path) for path in paths if path is not None)
 
 
 def _count(records: Sequence[Record]) -> str:

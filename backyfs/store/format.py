@@ -119,8 +119,11 @@ class Format(Protocol):
     def files(self, disk: DiskRecord) -> list[Path]:
         """The files that belong to this disk alone or with other revisions (maps, images)."""
 
-    def lockable(self, disk: DiskRecord) -> Path:
-        """The file a reader of the disk holds its lock on."""
+    def lockable(self, disk: DiskRecord) -> Path | None:
+        """The file a reader of the disk holds its lock on.
+
+        None where the record names none: nobody can read the disk then.
+        """
 
     def discard(self, revision: str) -> None:
         """Remove every file of an unpublished revision, unfinished ones included, and no other."""

@@ -16,11 +16,12 @@ from backyfs.errors import BackyfsError, Corrupt, NoRevision, Unsupported
 from backyfs.model import Trust, is_name, is_revision_id
 from backyfs.store import lock
 from backyfs.store.fs import Fs, is_medium_error, is_named, publish, read_file
-from backyfs.store.layout import RECORD_SUFFIX, Layout, owner
+from backyfs.store.layout import RECORD_SUFFIX, STATE_SUFFIX, Layout, owner
 from backyfs.store.record import Record, State
 
 _Stamp = tuple[int, int, int]
 _NEVER: _Stamp = (0, 0, 0)
+_OURS = (RECORD_SUFFIX, STATE_SUFFIX)
 
 
 class Ledger:
@@ -193,6 +194,11 @@ def _reason(exc: Corrupt | Unsupported) -> str:
 
 def _sound_names(record: Record) -> bool:
     return all(
-        is_name(name) and all(owner(file) and "/" not in file for file in disk.files)
+        is_name(name) and all(map(_may_be_a_disk_s, disk.files))
         for name, disk in record.disks.items()
     )
+
+
+def _may_be_a_disk_s(file: str) -> bool:
+    """Whether a name can be that of a map or image: with the last record it is removed."""
+    return bool(owner(file)) and "/" not in file and not file.endswith(_OURS)

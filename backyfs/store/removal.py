@@ -74,7 +74,7 @@ class Remover:
 
     def _lockable(self, record: Record | None) -> list[Path]:
         disks = record.disks.values() if record is not None else ()
-        return [self._format.lockable(disk) for disk in disks]
+        return [path for disk in disks if (path := self._format.lockable(disk))]
 
     def _files(self, record: Record) -> set[Path]:
         return {path for disk in record.disks.values() for path in self._format.files(disk)}

@@ -269,6 +269,7 @@ def test_readers_that_keep_what_expired(base: Base) -> None:
     for kept in repository.revisions()[1:]:
         repository.update_state(kept.id, lambda s: replace(s, tags=("daily", "manual:x")))
     path = repository.format.lockable(expired.disks["disk"])
+    assert path is not None
     now = NOW + 12 * HOUR
     assert base.kinds(now=now) == [("WARNING", "unpurged")]
     with reading(path):

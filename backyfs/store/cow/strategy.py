@@ -73,8 +73,10 @@ class CowFormat:
     def files(self, disk: DiskRecord) -> list[Path]:
         return [self._place.layout.revisions / name for name in disk.files]
 
-    def lockable(self, disk: DiskRecord) -> Path:
-        return Files.of(self._place, disk).image
+    def lockable(self, disk: DiskRecord) -> Path | None:
+        with suppress(Corrupt):
+            return Files.of(self._place, disk).image
+        return None
 
     def discard(self, revision: str) -> None:
         kept = (f"{revision}{RECORD_SUFFIX}", f"{revision}{STATE_SUFFIX}")

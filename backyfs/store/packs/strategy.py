@@ -32,9 +32,9 @@ class PacksFormat:
 
     def open(self, record: Record, disk: DiskRecord, *, check: bool = True) -> PackImage:
         """Open a disk; frames are always checked, whatever `check` says."""
-        path = map_path(self._place, disk.files)
         what = f"{self._place.name}/{record.id}/{disk.name}"
         try:
+            path = map_path(self._place, disk.files)
             extent_map, fd = load_map(path, disk, what)
         except Corrupt as exc:
             if not self._place.layout.record(record.id).exists():
@@ -151,9 +151,11 @@ class PacksFormat:
         """The disk's map."""
         return [self._place.layout.revisions / name for name in disk.files]
 
-    def lockable(self, disk: DiskRecord) -> Path:
+    def lockable(self, disk: DiskRecord) -> Path | None:
         """Readers lock the map."""
-        return map_path(self._place, disk.files)
+        with contextlib.suppress(Corrupt):
+            return map_path(self._place, disk.files)
+        return None
 
     def discard(self, revision: str) -> None:
         """Remove the packs and maps of an unpublished revision."""
@@ -231,8 +233,8 @@ class PacksFormat:
 
         maps: dict[Path, ExtentMap] = {}
         for disk in (disk for record in records for disk in record.disks.values()):
-            path = map_path(self._place, disk.files)
             with contextlib.suppress(Corrupt, NoRevision):
+                path = map_path(self._place, disk.files)
                 maps[path] = maps.get(path) or self._map(disk)
         with self.holding():
             yield from check_packs(self._place.layout.packs, maps.values())
