@@ -18,6 +18,7 @@ from backyfs.store.packs.library import Library
 from backyfs.store.packs.packfile import PackFile
 from backyfs.store.packs.table import ENTRY, Entry
 from backyfs.store.repository import Repository
+from tests.reader.stores import make_vm
 from tests.store import faults
 
 
@@ -95,3 +96,15 @@ def test_a_size_beyond_belief_is_no_request_for_memory(
         with pytest.raises(Corrupt):
             image.read(FRAME, 1)
     repository.gc()
+
+
+def test_an_image_that_cannot_be_opened_keeps_no_descriptor(tmp_path: Path) -> None:
+    """Its map is open, and locked, before the packs are looked at."""
+    vm = make_vm(tmp_path, "vm", b"x")
+    (record,) = vm.revisions()
+    os.rename(vm.layout.packs, tmp_path / "packs")
+    vm.layout.packs.touch()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(NotADirectoryError):
+        vm.open_disk(record, "disk")
+    assert os.listdir("/proc/self/fd") == before

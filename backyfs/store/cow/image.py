@@ -30,7 +30,7 @@ from backyfs.store.cow.reflink import data_extents
 from backyfs.store.cow.table import Table, group_frames, nonzero_frames
 from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, frame_count
 from backyfs.store.format import Place
-from backyfs.store.fs import forget_pages, read_exactly
+from backyfs.store.fs import forget_pages, is_named, read_exactly
 from backyfs.store.record import DiskRecord
 
 
@@ -71,7 +71,7 @@ class CowImage:
         try:
             return cls._open(place, revision, disk, check, published)
         except FileNotFoundError as exc:
-            if published and not place.layout.record(revision).exists():
+            if published and not is_named(place.layout.record(revision)):
                 raise gone(place, revision) from exc
             missing = f"revisions/{Path(exc.filename).name} is missing"
             raise Corrupt(missing, vm=place.name, revision=revision, disk=disk.name) from exc

@@ -12,7 +12,7 @@ from backyfs.errors import Corrupt, NoRevision
 from backyfs.extents import merged
 from backyfs.model import FRAME, Extent
 from backyfs.store.format import GcReport, Place, Stage
-from backyfs.store.fs import allocated
+from backyfs.store.fs import allocated, is_named
 from backyfs.store.layout import owner
 from backyfs.store.packs.extents import ExtentMap
 from backyfs.store.packs.image import PackImage, gone, load_map, map_path
@@ -37,17 +37,21 @@ class PacksFormat:
             path = map_path(self._place, disk.files)
             extent_map, fd = load_map(path, disk, what)
         except Corrupt as exc:
-            if not self._place.layout.record(record.id).exists():
+            if not is_named(self._place.layout.record(record.id)):
                 raise gone(what) from exc
             raise Corrupt(
                 exc.reason, vm=self._place.name, revision=record.id, disk=disk.name
             ) from exc
-        if not self._place.layout.record(record.id).exists():
+        try:
+            if not is_named(self._place.layout.record(record.id)):
+                raise gone(what)
+            library = self._lasting()
+        except BaseException:
             os.close(fd)
-            raise gone(what)
+            raise
         return PackImage(
             extent_map,
-            self._lasting(),
+            library,
             self._place.quarantine,
             vm=self._place.name,
             revision=record.id,
