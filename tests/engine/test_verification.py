@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import trio
@@ -12,6 +13,7 @@ from backyfs.engine.backup import back_up
 from backyfs.engine.trust import distrust
 from backyfs.engine.verification import Verdict, verify
 from backyfs.model import FRAME, Extent, Trust
+from backyfs.source.file import FileSource
 from backyfs.store.contract import SharingImage
 from backyfs.store.cow.table import hash_at
 from backyfs.store.record import Record
@@ -153,6 +155,33 @@ async def test_the_next_backup_heals_all_revisions(repository: Repository) -> No
     assert content(repository, first) == disk("abcdefgh")
     assert content(repository, second) == content(repository, third) == source.contents["disk"]
     sound(repository)
+
+
+def image_of(directory: Path, frames: str) -> dict[str, str]:
+    """An image file with these frames, by the name of its disk."""
+    path = directory / "disk.img"
+    path.write_bytes(disk(frames))
+    return {"disk": str(path)}
+
+
+async def test_a_backup_with_a_list_of_changes_heals_too(
+    repository: Repository, tmp_path: Path
+) -> None:
+    """`backup --changes`: the list leaves damaged frames out, and they are read all the same."""
+    told = {"disk": [Extent(6 * FRAME, FRAME)]}
+    paths = image_of(tmp_path, "abcdefgh")
+    first = await back_up(repository, FileSource(paths))
+    for number in (3, 6):
+        damage_frame(repository, first, number)
+    await verify(repository, [first])
+    assert first.id in repository.damage()
+    image_of(tmp_path, "abcdefXh")
+    second = await back_up(repository, FileSource(paths, changes=told))
+    assert second.stats.read == 2 * FRAME
+    assert content(repository, second) == disk("abcdefXh")
+    verdicts = await verify(repository, [first, second])
+    assert extents(verdicts[0]) == [Extent(6 * FRAME, FRAME)]
+    assert verdicts[1].sound
 
 
 async def test_what_cannot_be_healed_stays_named_and_the_new_revision_is_whole(
