@@ -175,6 +175,17 @@ def test_reading_finds_it_too(on_a_medium: tuple[Repository, Path]) -> None:
             assert image.read(FRAME, FRAME) != content[FRAME : 2 * FRAME]
 
 
+def test_what_was_written_just_now_is_looked_at(repository: Repository) -> None:
+    """It lies nowhere yet: the file system still has the clone in the place of its parent."""
+    data = noise(8 * FRAME)
+    first = back_up(repository, data).record
+    changed = data[:FRAME] + frame(9) + data[2 * FRAME :]
+    second = back_up(repository, changed, first).record
+    flip(image_path(repository, second), 5 * FRAME + 9)
+    with both_opened(repository, first, second) as (before, image):
+        assert 5 in covered(image.unshared(before))
+
+
 def test_an_unreadable_parent_block_does_not_stop_a_backup(
     on_a_medium: tuple[Repository, Path],
 ) -> None:

@@ -1,6 +1,7 @@
 """Where the blocks of a file lie on the medium, as FIEMAP tells: who shares what with whom.
 
-Answers are about what is durable: files are fsynced before anybody asks.
+Answers are about what is durable. Files are fsynced before anybody asks; what somebody else has
+written into one since has no place of its own until it is written back, so that is waited for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ _FS_IOC_FIEMAP = 0xC020660B
 _REQUEST = struct.Struct("=QQIIII")  # start, length, flags, mapped, room, reserved
 _EXTENT = struct.Struct("=QQQ16xI12x")  # logical, physical, length, flags
 _ROOM = 1024
+_SYNC = 0x001
 _LAST = 0x001
 _NO_PLACE = 0x002 | 0x004 | 0x200  # unknown, delayed allocation, kept inside metadata
 _ENCODED = 0x008
@@ -46,7 +48,7 @@ def extent_count(fd: int) -> int:
 def placed(fd: int, start: int, end: int) -> Iterator[Placed]:
     """What lies where, for the parts of [start, end) that are no holes and have a place."""
     while start < end:
-        answer = bytearray(_REQUEST.pack(start, end - start, 0, 0, _ROOM, 0))
+        answer = bytearray(_REQUEST.pack(start, end - start, _SYNC, 0, _ROOM, 0))
         answer += bytes(_ROOM * _EXTENT.size)
         fcntl.ioctl(fd, _FS_IOC_FIEMAP, answer)
         count = _REQUEST.unpack_from(answer)[3]
