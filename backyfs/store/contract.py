@@ -29,9 +29,10 @@ class Image(Protocol):
         """
 
     def read_sound(self, offset: int, length: int) -> bytes | None:
-        """As `read`, but None where bytes are damaged (or it cannot tell so soon).
+        """As `read`, but None where bytes are damaged, or not in memory; never blocks.
 
-        Nothing is recorded of that: it takes a write to the store, which may have to wait for long.
+        Nothing is recorded of damage: it takes a write to the store, which may have to wait for
+        long.
         """
 
     def read_into(self, offset: int, buffer: memoryview) -> None:

@@ -68,6 +68,22 @@ def lie(repository: Repository, revision: int, number: int, what: Callable[[Entr
         stream.write(ENTRY.pack(*what(entry)))
 
 
+def test_what_is_not_in_memory_is_not_waited_for(tmp_path: Path) -> None:
+    """Whoever must not wait, for the file system may never answer, is told so."""
+    data = faults.frames(3)
+    record = faults.store(Repository.create(tmp_path / "vm", "packs"), 0, {"disk": data})
+    with closing(Repository.open(tmp_path / "vm").open_disk(record, "disk")) as image:
+        assert image.read_sound(0, FRAME) is None, "no pack is open"
+        assert image.read(0, len(data)) == data
+        assert image.read_sound(FRAME, FRAME) in (None, data[FRAME : 2 * FRAME])
+        fd = os.open(max((tmp_path / "vm" / "packs").iterdir()), os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+        assert image.read_sound(0, FRAME) in (None, data[:FRAME])
+        assert image.read(0, len(data)) == data
+
+
 def test_a_patch_on_itself_is_a_damaged_frame(tmp_path: Path) -> None:
     repository, content = patched_once(tmp_path)
     lie(repository, 1, 0, lambda entry: (*entry[:5], 0, 0, 0))

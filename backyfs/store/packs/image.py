@@ -28,6 +28,7 @@ from backyfs.store.format import Place
 from backyfs.store.fs import is_medium_error, open_file, read_exactly
 from backyfs.store.packs.extents import ExtentMap, SegmentRef
 from backyfs.store.packs.library import PIECE_FRAMES, BadFrame, Chained, Frame, Library, Part
+from backyfs.store.packs.packfile import without_waiting
 from backyfs.store.packs.runs import GAP, Run
 from backyfs.store.quarantine import WHOLE, Bad, Quarantine
 from backyfs.store.record import DiskRecord
@@ -179,10 +180,11 @@ class PackImage:
         return self._read(offset, length)
 
     def read_sound(self, offset: int, length: int) -> bytes | None:
-        """As `read`; None where a frame is damaged, and no word of it."""
+        """As `read`; None where a frame is damaged (no word of it), or not in memory."""
         try:
-            return self._read(offset, length, quiet=True)
-        except BadFrame:
+            with without_waiting():
+                return self._read(offset, length, quiet=True)
+        except (BadFrame, BlockingIOError):
             return None
 
     def _read(self, offset: int, length: int, *, quiet: bool = False) -> bytes:

@@ -23,7 +23,7 @@ from backyfs.errors import BackyfsError, Corrupt
 from backyfs.model import FRAME
 from backyfs.store.fs import forget_pages, is_medium_error
 from backyfs.store.packs import codec
-from backyfs.store.packs.packfile import PackFile, Segment
+from backyfs.store.packs.packfile import PackFile, Segment, about_to_wait
 from backyfs.store.packs.table import Entry
 from backyfs.store.quarantine import WHOLE, Bad
 
@@ -142,6 +142,7 @@ class Library:
         found = self._segments.get(name)
         if found is not None:
             return found
+        about_to_wait()
         with self._lock:
             return self._segments.get(name) or self._find(name)
 
@@ -211,6 +212,7 @@ class Library:
 
     def _replaced(self, segment: Segment) -> bool:
         """Forget a segment if its file is no longer the one behind its name; whether it was so."""
+        about_to_wait()
         pack = segment.pack
         try:
             status = os.stat(pack.path)

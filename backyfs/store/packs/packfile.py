@@ -81,6 +81,41 @@ def bound_tables(bytes_max: int) -> None:
     _pages.bytes_max = bytes_max
 
 
+class _Waiting(threading.local):
+    refused = False
+
+
+_waiting = _Waiting()
+
+
+@contextlib.contextmanager
+def without_waiting() -> Iterator[None]:
+    """Within, this thread reads what the kernel has in memory; else it is a BlockingIOError."""
+    _waiting.refused = True
+    try:
+        yield
+    finally:
+        _waiting.refused = False
+
+
+def about_to_wait() -> None:
+    """BlockingIOError where this thread must not wait for the medium."""
+    if _waiting.refused:
+        raise BlockingIOError(errno.EAGAIN, "not in memory")
+
+
+def _in_memory(fd: int, length: int, offset: int) -> bytes:
+    """As `pread` of what is in the page cache. BlockingIOError, also where nothing can tell."""
+    data = bytearray(length)
+    try:
+        done = os.preadv(fd, [data], offset, os.RWF_NOWAIT)
+    except OSError:
+        done = 0
+    if done < length:
+        raise BlockingIOError(errno.EAGAIN, "not in memory")
+    return bytes(data)
+
+
 class PackFile:
     """A pack file open for reading; safe from many threads until closed."""
 
@@ -178,7 +213,11 @@ class PackFile:
     def pread(self, length: int, offset: int) -> bytes:
         """`length` bytes of the file, or fewer at its end."""
         # An offset that no file can have is an error of the call, and no word of the file.
-        return os.pread(self.fd, length, offset) if offset < self.bytes else b""
+        if offset >= self.bytes:
+            return b""
+        if _waiting.refused:
+            return _in_memory(self.fd, length, offset)
+        return os.pread(self.fd, length, offset)
 
 
 class Segment:
@@ -227,6 +266,8 @@ class Segment:
             # An offset that no file can have is an error of the call, not the end of the file.
             if at > self.pack.bytes:
                 raise EOFError
+            if _waiting.refused:
+                return _in_memory(self.pack.fd, count * size, at)
             return read_exactly(self.pack.fd, count * size, at)
         except EOFError as exc:
             raise Corrupt(f"packs/{self.pack.path.name}: its table is cut off") from exc
