@@ -21,8 +21,9 @@ ALLOWED: dict[str, set[str]] = {
     "store": {BASE},
     "engine": {"source", "store", BASE},
     "reader": {"store", BASE},
-    "mount": {"reader", "store", BASE},
-    "nbd": {"reader", "store", BASE},
+    "hanging": {BASE},
+    "mount": {"hanging", "reader", "store", BASE},
+    "nbd": {"hanging", "reader", "store", BASE},
     "restore": {"reader", "store", BASE},
     "testing": {"source", BASE},
 }

@@ -26,6 +26,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
 
 from backyfs.errors import BackyfsError, Corrupt
+from backyfs.hanging import Threads
 from backyfs.model import Extent
 from backyfs.mount.refusing import FixedNames
 from backyfs.reader.cache import ReadAhead
@@ -131,10 +132,9 @@ class Handlers(FixedNames):
         self._recent_s: deque[float] = deque([0.0], maxlen=_RECENT)
         self._reported: dict[str, None] = {}
         self._changed: dict[int, int] = {}  # by inode, those opened last: Opened.changed_ns
-        self._readers = trio.CapacityLimiter(_READERS)
-        self._writers = trio.CapacityLimiter(_WRITERS)
-        self._ahead = trio.CapacityLimiter(_AHEAD)
-        self._catalog = trio.CapacityLimiter(_CATALOG_READERS)
+        self._readers, self._writers = Threads(_READERS), Threads(_WRITERS)
+        self._ahead, self._catalog = Threads(_AHEAD), Threads(_CATALOG_READERS)
+        self.threads = (self._readers, self._writers, self._ahead, self._catalog)
         self._owner = (os.getuid(), os.getgid())
 
     # Names and attributes
@@ -205,7 +205,7 @@ class Handlers(FixedNames):
     @_guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         base = self.tree.catalog.base
-        found = await trio.to_thread.run_sync(os.statvfs, base, limiter=self._catalog)
+        found = await self._catalog.run(os.statvfs, base)
         answer = StatvfsData()
         for name in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail"):
             setattr(answer, f"f_{name}", getattr(found, f"f_{name}"))
@@ -217,7 +217,7 @@ class Handlers(FixedNames):
         try:
             return question(*args, wait=False)
         except BlockingIOError:
-            return await trio.to_thread.run_sync(question, *args, limiter=self._catalog)
+            return await self._catalog.run(question, *args)
 
     def _attributes(self, node: Node) -> EntryAttributes:
         entry = EntryAttributes()
@@ -243,7 +243,7 @@ class Handlers(FixedNames):
                 raise FUSEError(errno.EROFS)
             if flags & os.O_TRUNC:
                 raise FUSEError(errno.EPERM)
-        opened = await trio.to_thread.run_sync(self.tree.open, inode, limiter=self._readers)
+        opened = await self._readers.run(self.tree.open, inode)
         number = next(self._numbers)
         self._files[number] = _File(number, opened, ReadAhead(opened.node.size))
         # What may change is read past the page cache, which would cut it to its former size, or
@@ -302,9 +302,7 @@ class Handlers(FixedNames):
                 return data
         file.users += 1
         try:
-            return await trio.to_thread.run_sync(
-                self._in_thread, image, offset, length, limiter=self._readers
-            )
+            return await self._readers.run(self._in_thread, image, offset, length)
         finally:
             file.release()
 
@@ -332,7 +330,7 @@ class Handlers(FixedNames):
     async def _changing(self, file: _File, change: Callable[..., None], *args: object) -> None:
         file.users += 1
         try:
-            await trio.to_thread.run_sync(change, *args, limiter=self._writers)
+            await self._writers.run(change, *args)
         finally:
             file.release()
 
@@ -369,9 +367,7 @@ class Handlers(FixedNames):
         try:
             due: Extent | None = extent
             while due is not None:
-                due = await trio.to_thread.run_sync(
-                    self._decode_ahead, file, due, limiter=self._ahead
-                )
+                due = await self._ahead.run(self._decode_ahead, file, due)
         except Exception as exc:  # the read that needs it will say so
             log.debug("read-ahead failed", {"why": exc})
         finally:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyfuse3
@@ -25,9 +26,10 @@ import trio
 from backyfs import descriptors, notify, signals
 from backyfs.allocator import GIVEN_BACK_S, give_back, keep_few_heaps, keep_freed_blocks
 from backyfs.errors import TargetError
+from backyfs.hanging import end_in_time
 from backyfs.mount.handlers import Handlers
 from backyfs.mount.lifeline import lifeline
-from backyfs.mount.mountpoint import FSTYPE, Mount, beacon, mounted_at, mounts, source_of
+from backyfs.mount.mountpoint import FSTYPE, Mount, beacon, mounted_at, mounts, source_of, unmount
 from backyfs.reader.cache import CACHE_BYTES_MAX, FrameCache
 from backyfs.reader.catalog import Catalog
 from backyfs.reader.images import OpenImages
@@ -113,8 +115,10 @@ async def _serve(options: Options, handlers: Handlers, ready: Callable[[], None]
     try:
         async with trio.open_nursery() as nursery:
             handlers.nursery = nursery
-            await nursery.start(_end_on_signal)
+            await nursery.start(_end_on_signal, options.mountpoint)
             nursery.start_soon(_sweep, handlers.tree)
+            for threads in handlers.threads:
+                nursery.start_soon(threads.make_room)
             nursery.start_soon(_give_back)
             mount = mounted_at(options.mountpoint)
             nursery.start_soon(_announce, options, mount, ready)
@@ -207,12 +211,14 @@ async def _announce(options: Options, mount: Mount | None, ready: Callable[[], N
 
 
 async def _end_on_signal(
+    mountpoint: Path,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     with trio.open_signal_receiver(*signals.ending()) as arriving:  # in the background no SIGHUP
         task_status.started()
         async for number in arriving:
             log.info("stopped by a signal", {"signal": signal.Signals(number).name})
+            end_in_time(partial(unmount, mountpoint, lazy=True))
             pyfuse3.terminate()
 
 

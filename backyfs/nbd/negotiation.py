@@ -11,6 +11,7 @@ from typing import TypeVar
 import trio
 
 from backyfs.errors import BackyfsError
+from backyfs.hanging import Threads
 from backyfs.nbd.attached import Attached
 from backyfs.nbd.channel import Link, PlainLink, TlsLink
 from backyfs.nbd.exports import Export, Exports
@@ -48,7 +49,7 @@ libnbd 1.14 alone takes 0.2 s for each.
 
 
 class Negotiation:
-    """Runs a handshake over a stream. `limiter` bounds the threads that look into the store.
+    """Runs a handshake over a stream. `threads` are those that look into the store.
 
     After `run`, however it ended, `opened` is what the caller must close.
     """
@@ -60,13 +61,13 @@ class Negotiation:
         peer: str,
         *,
         tls: ssl.SSLContext | None,
-        limiter: trio.CapacityLimiter,
+        threads: Threads,
     ) -> None:
         self.handshake = Handshake(tls=tls is not None)
         self.link: Link = PlainLink(stream)
         self.opened: Opened | None = None
         self._exports, self._stream, self._peer = exports, stream, peer
-        self._tls, self._limiter = tls, limiter
+        self._tls, self._threads = tls, threads
         self._patience = trio.CancelScope()
 
     def cancel(self) -> None:
@@ -173,6 +174,6 @@ class Negotiation:
     async def _ask(self, question: Callable[[], T]) -> T:
         """The answer of what may do input and output; the client's time stands still meanwhile."""
         started = trio.current_time()
-        answer = await trio.to_thread.run_sync(question, limiter=self._limiter)
+        answer = await self._threads.run(question)
         self._patience.deadline += trio.current_time() - started
         return answer

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 
 import trio
 
+from backyfs.hanging import Threads
 from backyfs.log import about
 from backyfs.nbd.attached import Attached
 from backyfs.nbd.channel import blocking, keep_alive, shut
@@ -79,7 +80,7 @@ class Server:
         self, exports: Exports, *, tls: ssl.SSLContext | None = None, limits: Limits = Limits()
     ) -> None:
         self._exports, self._tls, self._limits = exports, tls, limits
-        self._catalog = trio.CapacityLimiter(_CATALOG_THREADS)
+        self._catalog = Threads(_CATALOG_THREADS)
         self._threads = trio.CapacityLimiter(limits.connections)
         self._helpers = Helpers()
         self._hands = trio.CapacityLimiter(self._helpers.count)
@@ -107,6 +108,7 @@ class Server:
     ) -> None:
         """Serve until `stop`; returns when all connections have ended."""
         async with trio.open_nursery() as helping:
+            helping.start_soon(self._catalog.make_room)
             for _ in range(self._helpers.count):
                 helping.start_soon(self._help)
             try:
@@ -121,6 +123,7 @@ class Server:
                     connections.cancel_scope.deadline = trio.current_time() + self._limits.grace_s
             finally:
                 self._helpers.stop()
+                helping.cancel_scope.cancel()
 
     async def _help(self) -> None:
         with trio.CancelScope(shield=True):  # `stop` ends it, whatever ended the connections
@@ -156,7 +159,7 @@ class Server:
 
     async def _connection(self, stream: trio.SocketStream, peer: str) -> None:
         keep_alive(stream)
-        negotiation = Negotiation(self._exports, stream, peer, tls=self._tls, limiter=self._catalog)
+        negotiation = Negotiation(self._exports, stream, peer, tls=self._tls, threads=self._catalog)
         try:
             self._negotiations.add(negotiation)
             try:

@@ -15,6 +15,7 @@ import trio
 from backyfs import descriptors, notify, signals
 from backyfs.allocator import GIVEN_BACK_S, give_back, keep_few_heaps, keep_freed_blocks
 from backyfs.errors import TargetError
+from backyfs.hanging import end_in_time
 from backyfs.nbd.exports import Exports
 from backyfs.nbd.listening import Endpoint, handed_over, is_exposed, listeners, listening, shown
 from backyfs.nbd.server import Limits, Server
@@ -135,6 +136,7 @@ async def _stop_on_signal(
         async for number in arriving:
             log.info("stopping", {"signal": signal.Signals(number).name})
             notify.tell(notify.STOPPING)
+            end_in_time()
             server.stop()
 
 

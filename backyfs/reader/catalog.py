@@ -39,6 +39,8 @@ from backyfs.store.repository import Repository, is_repository, may_be_repositor
 log = logging.getLogger(__name__)
 
 REFRESH_S = 0.5
+_LISTING_S = 2.0
+"""A look at all VMs that takes longer hangs in the file system of one."""
 REVISIONS_MAX = 16384
 """Records kept in memory, all VMs together (about 3 KiB each); the VM asked for always fits."""
 
@@ -166,7 +168,7 @@ class Catalog:
         self._lock = threading.Lock()
         self._listing = threading.Lock()
         self._names: Mapping[str, int] = MappingProxyType({})
-        self._listed = float("-inf")
+        self._listed, self._looking_since = float("-inf"), float("inf")
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
 
     # The VMs
@@ -177,17 +179,32 @@ class Catalog:
         return self._single
 
     def names(self, *, wait: bool = True) -> Mapping[str, int]:
-        """Every VM's name, sorted, with the time its revisions last changed (Unix time, ns)."""
-        if self._names_fresh():
+        """Every VM's name, sorted, with the time its revisions last changed (Unix time, ns).
+
+        As they were before, where somebody has been looking at them for seconds: one VM's file
+        system does not answer, and all others shall be found.
+        """
+        if self._names_fresh() or self._listing_hangs():
             return self._names
         if not wait:
             raise BlockingIOError
-        with self._listing:
+        while not self._listing.acquire(timeout=_LISTING_S):
+            if self._listing_hangs():
+                return self._names
+        try:
             if not self._names_fresh():
-                started = self._clock()
+                self._looking_since = started = self._clock()
                 self._names = MappingProxyType(dict(sorted(self._list())))
                 self._listed = started
+        finally:
+            self._looking_since = float("inf")
+            self._listing.release()
         return self._names
+
+    def _listing_hangs(self) -> bool:
+        """Whether somebody else waits for a file system; not before there was a list."""
+        hangs = self._clock() - self._looking_since > _LISTING_S
+        return hangs and self._listed > float("-inf")
 
     def _names_fresh(self) -> bool:
         return self._clock() - self._listed < self._refresh_s
