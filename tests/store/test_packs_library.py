@@ -70,7 +70,7 @@ def lie(repository: Repository, revision: int, number: int, what: Callable[[Entr
 
 def test_what_is_not_in_memory_is_not_waited_for(tmp_path: Path) -> None:
     """Whoever must not wait, for the file system may never answer, is told so."""
-    data = faults.frames(3)
+    data = faults.frames(1, 2, 3)
     record = faults.store(Repository.create(tmp_path / "vm", "packs"), 0, {"disk": data})
     with closing(Repository.open(tmp_path / "vm").open_disk(record, "disk")) as image:
         assert image.read_sound(0, FRAME) is None, "no pack is open"
