@@ -452,7 +452,9 @@ def test_two_copies_at_once(vm: Vm, tmp_path: Path) -> None:
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     told = [process.communicate(timeout=90)[0].splitlines() for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sorted(json.loads(line)["revision"] for lines in told for line in lines) == vm.ids
+    assert sorted(json.loads(line)["revision"] for lines in told for line in lines) == sorted(
+        vm.ids
+    )
     backyfs("-b", target, "verify", "-r", "all")
 
 
