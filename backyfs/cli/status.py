@@ -58,7 +58,7 @@ def _show_vm(repository: Repository, as_json: bool) -> None:
     rows += [["-", i, "-", "-", "-", "-", "-", "-", "unreadable"] for i in unreadable]
     if rows:
         output.line(output.table((*header, "Consistency", "Health"), rows, right=(2, 3, 4)))
-    output.line(_summary(revisions))
+    output.line(_summary(revisions, bool(unreadable)))
     for found in describe.reports(repository.reports):
         output.line(_told(found))
     for error in unreadable.values():
@@ -100,7 +100,10 @@ def _row(record: Record, state: State, damage: Mapping[str, object]) -> list[str
     ]
 
 
-def _summary(revisions: Sequence[tuple[Record, State]]) -> str:
+def _summary(revisions: Sequence[tuple[Record, State]], others: bool) -> str:
+    """`others`: there are revisions that cannot be read."""
+    if not revisions and others:
+        return "no revision can be read"
     if not revisions:
         return "no revisions yet; make one with: backyfs backup"
     stored = sum(record.stats.stored for record, _ in revisions)

@@ -357,6 +357,15 @@ def test_a_lost_repository_file(vm: Vm) -> None:
     assert "put repository.json back" in backyfs("-b", vm.directory, "status", code=10).err
 
 
+def test_a_vm_whose_revisions_are_all_unreadable_does_not_look_new(vm: Vm) -> None:
+    for record in vm.directory.glob("revisions/*.json"):
+        record.write_bytes(record.read_bytes()[:-20])
+    status = backyfs("-b", vm.directory, "status")
+    assert status.out.count("unreadable") == 3
+    assert "no revision can be read" in status.out
+    assert "no revisions yet" not in status.out
+
+
 def test_an_unreadable_record_is_never_passed_over_silently(vm: Vm, tmp_path: Path) -> None:
     first, second, newest = vm.ids
     record = vm.directory / "revisions" / f"{newest}.json"
