@@ -18,7 +18,7 @@ import pytest
 
 from backyfs.errors import NoRepository, TargetError
 from backyfs.mount.daemon import mount, umount
-from backyfs.mount.mountpoint import mounted_at
+from backyfs.mount.mountpoint import mounted_at, unmount
 from backyfs.store.repository import Repository
 from tests.mount.mounts import (
     Mounted,
@@ -508,10 +508,23 @@ def test_the_commands_do_not_wait_for_a_mount_that_hangs(
             os.kill(tree.pid, signal.SIGCONT)
 
 
-def test_an_unmount_that_takes_too_long_names_the_way_out(
-    tree: Mounted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def slow_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What unmounts does not end in time."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("umount", "fusermount3"):
+        (tools / name).write_text("#!/bin/sh\nexec sleep 600\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
     monkeypatch.setattr("backyfs.mount.mountpoint._COMMAND_S", 0.0)
+
+
+def test_what_is_unmounted_has_not_taken_too_long(point: Path, slow_tools: None) -> None:
+    unmount(point, lazy=False)  # as if the tool had come that far: nothing is mounted here
+
+
+def test_an_unmount_that_takes_too_long_names_the_way_out(tree: Mounted, slow_tools: None) -> None:
     with pytest.raises(TargetError, match="takes too long") as caught:
         umount(tree.path)
     assert caught.value.hint == f"detach it now: backyfs umount --lazy {tree.path}"
