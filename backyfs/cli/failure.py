@@ -109,7 +109,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     a signal's exception may be during an import.
     """
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()  # an error may have been raised from itself
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         yield cause
         cause = cause.__cause__
 

@@ -561,3 +561,9 @@ def test_a_signal_while_a_class_is_made_is_no_bug(error: BaseException) -> None:
     assert explain(caught.value) == explain(error)
     assert explain(error) is not None
     assert explain(RuntimeError("of ours")) is None
+
+
+def test_an_error_raised_from_itself_has_an_end() -> None:
+    error = PermissionError(13, "Permission denied", "/srv/x")
+    error.__cause__ = error
+    assert explain(error) == Failure(1, "/srv/x: Permission denied")

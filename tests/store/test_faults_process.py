@@ -139,6 +139,18 @@ def test_a_failing_system_call(history: History, inject: str) -> None:
     assert survived(history, now(history)) == set()
 
 
+@pytest.mark.parametrize("command", ["restore", "backup"])
+def test_a_map_that_may_not_be_opened(history: History, command: str) -> None:
+    name = next(iter(Repository.open(history.path).revisions()[-1].disks["disk"].files))
+    target = str(history.path.with_name("out.img"))
+    arguments = ("restore", "-r", "latest", target) if command == "restore" else ("backup",)
+    done = traced(history, f"openat:error=EACCES@revisions/{name}", *arguments)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line == f"backyfs: {history.path}/revisions/{name}: Permission denied"
+    assert survived(history, now(history)) == set()
+
+
 def test_killed_at_any_moment(history: History) -> None:
     rng = random.Random(1)
     started = time.monotonic()

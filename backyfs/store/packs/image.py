@@ -95,10 +95,10 @@ def _content(fd: int, size: int, name: str) -> bytes:
         raise _unreadable(name, exc) from exc
 
 
-def _unreadable(name: str, exc: OSError) -> OSError | Corrupt:
-    """What an error of the system says of a map: damage, or (too many open files) nothing."""
+def _unreadable(name: str, exc: OSError) -> Corrupt:
+    """The damage that an error of the system says a map has; raises one that says nothing of it."""
     if not is_medium_error(exc):
-        return exc
+        raise exc  # too many open files, no permission
     return Corrupt(f"the map {name} cannot be read: {exc.strerror}")
 
 
