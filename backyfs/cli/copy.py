@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import click
 
 from backyfs.cli import options, output
 from backyfs.cli.session import Session, make_way
-from backyfs.errors import ConfigError, Corrupt, UsageError
+from backyfs.errors import BackyfsError, ConfigError, Corrupt, UsageError
 from backyfs.model import vm_name
 from backyfs.store.repository import Repository, is_repository
 
@@ -62,9 +62,10 @@ def command(
     if dry_run:
         opened = Repository.open(target) if exists else None
         there, origins = (opened.revisions(), opened.origins()) if opened else ([], set[str]())
-        for record in missing(origin.revisions(), there, origins):
+        records, unreadable = origin.listing()
+        for record in missing(records, there, origins):
             _print("would_copy", record.id, as_json)
-        _tell_left_out(origin, there, as_json)
+        _tell_left_out(origin, unreadable, there, as_json)
         return
     copied_to = Repository.open(target) if exists else _made(_config(origin), target, store)
     result = Copied()
@@ -79,12 +80,17 @@ def command(
     if not as_json and not session.quiet:
         present = len(result.present)
         output.line(f"{len(result.copied)} copied, {present} present, to {copied_to.path}")
-    _tell_left_out(origin, copied_to.revisions(), as_json)
+    _tell_left_out(origin, result.unreadable, copied_to.revisions(), as_json)
 
 
-def _tell_left_out(origin: Repository, there: Sequence[Record], as_json: bool) -> None:
-    """Corrupt where revisions cannot be read that are not `there`: the copy is not all of it."""
-    left = dict(origin.unreadable())
+def _tell_left_out(
+    origin: Repository,
+    unreadable: Mapping[str, BackyfsError],
+    there: Sequence[Record],
+    as_json: bool,
+) -> None:
+    """Corrupt where revisions could not be read that are not `there`: the copy is not all of it."""
+    left = dict(unreadable)
     for record in there:
         left.pop(record.id, None)
     for error in left.values():

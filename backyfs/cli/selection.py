@@ -46,10 +46,10 @@ def check_structure(repository: Repository, record: Record, disk: str) -> None:
 
 
 def _pairs(repository: Repository, spec: str, *, as_json: bool) -> list[tuple[Record, State]]:
-    unreadable = repository.unreadable()
+    records, unreadable = repository.listing()
     if spec in unreadable:
         raise unreadable[spec]
     for error in unreadable.values():
         # `latest` must not silently mean an older one than the operator thinks.
         output.warn(f"left out: {error.message}", as_json=as_json)
-    return [(record, repository.state(record)) for record in repository.revisions()]
+    return [(record, repository.state(record)) for record in records]

@@ -47,8 +47,8 @@ def command(session: Session, as_json: bool, as_yaml: bool) -> int | None:
 
 def _show_vm(repository: Repository, as_json: bool) -> None:
     damage = repository.damage()
-    revisions = [(record, repository.state(record)) for record in repository.revisions()]
-    unreadable = repository.unreadable()
+    records, unreadable = repository.listing()
+    revisions = [(record, repository.state(record)) for record in records]
     if as_json:
         output.json_line(_value(repository, revisions, damage, unreadable))
         return
@@ -159,8 +159,8 @@ def _summarised(path: Path) -> dict[str, Any]:
     try:
         repository = Repository.open(path)
         damage = repository.damage()
-        unreadable = repository.unreadable()
-        pairs = [(record, repository.state(record)) for record in repository.revisions()]
+        records, unreadable = repository.listing()
+        pairs = [(record, repository.state(record)) for record in records]
     except (BackyfsError, OSError) as exc:
         found = failure.explain(exc)
         message = found.message if found else str(exc)

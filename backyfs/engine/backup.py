@@ -123,13 +123,13 @@ class Base:
 
 def backups(repository: Repository) -> Backups:
     """What a source is told of the repository it works for."""
-    ids = {record.id for record in repository.revisions()}
-    return Backups(repository.uuid, ids | repository.unreadable().keys())
+    records, unreadable = repository.listing()
+    return Backups(repository.uuid, {record.id for record in records} | unreadable.keys())
 
 
 def choose_base(repository: Repository, source: Source) -> Base:
     """The newest revision whose files are whole; an older one if only that is remembered."""
-    records = repository.revisions()
+    records, unreadable = repository.listing()
     for index, record in reversed(list(enumerate(records))):
         if damage := repository.structure(record):
             values = {"revision": record.id, "reason": damage[0].reason}
@@ -138,7 +138,7 @@ def choose_base(repository: Repository, source: Source) -> Base:
         older = _remembered(repository, source, records[: index + 1])
         if older is not None:
             return Base(older, relied=True)
-        newest = index == len(records) - 1 and not repository.unreadable()
+        newest = index == len(records) - 1 and not unreadable
         return Base(record, _relied(repository, record), newest)
     return Base()
 

@@ -29,7 +29,7 @@ from backyfs.engine.pipeline import Job, asked, in_thread, run_jobs
 from backyfs.engine.plan import in_batches, size_of
 from backyfs.engine.progress import QUIET, Phase, Progress
 from backyfs.engine.readback import stored_jobs
-from backyfs.errors import Corrupt, NoRevision, UsageError
+from backyfs.errors import BackyfsError, Corrupt, NoRevision, UsageError
 from backyfs.extents import joined, union
 from backyfs.model import FRAME, Extent
 from backyfs.store.contract import DiskWriter, StoredImage
@@ -45,11 +45,13 @@ _GROUP_BYTES = FAN_OUT * FRAME
 class Copied:
     """What a copy did: ids, in order. `present`: were there, or had been and were removed; or
     somebody else copied them. `removed`: are gone from the source since the copy began.
+    `unreadable`: those of the source that it could not see, with the reason.
     """
 
     copied: list[str] = field(default_factory=list)
     present: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    unreadable: dict[str, BackyfsError] = field(default_factory=dict)
 
 
 async def copy(
@@ -69,7 +71,8 @@ async def copy(
     if source.path == target.path:
         raise UsageError(f"{source.path}: source and target are the same repository")
     result = result or Copied()
-    records = await trio.to_thread.run_sync(source.revisions)
+    records, unreadable = await trio.to_thread.run_sync(source.listing)
+    result.unreadable.update(unreadable)
     there = await trio.to_thread.run_sync(target.revisions)
     due = missing(records, there, await trio.to_thread.run_sync(target.origins))
     result.present.extend(record.id for record in records if record not in due)

@@ -33,15 +33,23 @@ class Ledger:
         self._records: dict[str, tuple[_Stamp, Record | BackyfsError]] = {}
         self._scan = threading.Lock()
 
+    def listing(self) -> tuple[list[Record], dict[str, BackyfsError]]:
+        """The readable revisions, oldest first (by seq), and why the others cannot be read.
+
+        Of one look: an error may pass, and a second look would miss what the first one left out.
+        """
+        found = sorted(self.entries().items())
+        records = [item for _, item in found if isinstance(item, Record)]
+        unreadable = {i: item for i, item in found if isinstance(item, BackyfsError)}
+        return sorted(records, key=lambda record: (record.seq, record.id)), unreadable
+
     def revisions(self) -> list[Record]:
         """All readable revisions, oldest first (by seq)."""
-        records = [r for r in self.entries().values() if isinstance(r, Record)]
-        return sorted(records, key=lambda record: (record.seq, record.id))
+        return self.listing()[0]
 
     def unreadable(self) -> dict[str, BackyfsError]:
         """Revisions whose record cannot be read, with the reason."""
-        found = self.entries()
-        return {i: r for i, r in sorted(found.items()) if isinstance(r, BackyfsError)}
+        return self.listing()[1]
 
     def record(self, revision: str) -> Record:
         """The record with this exact id. NoRevision, Corrupt, Unsupported.
@@ -71,8 +79,9 @@ class Ledger:
 
         Unreadable records count as if they were the newest: one may come back.
         """
-        newest = max((record.seq for record in self.revisions()), default=0)
-        return newest + len(self.unreadable()) + 1
+        records, unreadable = self.listing()
+        newest = max((record.seq for record in records), default=0)
+        return newest + len(unreadable) + 1
 
     def entries(self) -> dict[str, Record | BackyfsError]:
         """By id: each record, or why it cannot be read."""

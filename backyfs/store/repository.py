@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time as clock
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -151,6 +151,10 @@ class Repository:
 
     # Records and states: see Ledger
 
+    def listing(self) -> tuple[list[Record], dict[str, BackyfsError]]:
+        """`revisions` and `unreadable`, of one look: for all who rest on there being no others."""
+        return self.ledger.listing()
+
     def revisions(self) -> list[Record]:
         """All readable revisions, oldest first (by seq)."""
         return self.ledger.revisions()
@@ -208,9 +212,10 @@ class Repository:
 
     def damage(self) -> dict[str, list[Damage]]:
         """Known damage per revision: unreadable records, broken structure, quarantined frames."""
-        found = {i: [Damage("", None, e.args[0])] for i, e in self.unreadable().items()}
+        records, unreadable = self.listing()
+        found = {i: [Damage("", None, e.args[0])] for i, e in unreadable.items()}
         with self.format.holding():
-            for record in self.revisions():
+            for record in records:
                 items = self.damage_of(record)
                 if items:
                     found[record.id] = items
@@ -330,9 +335,9 @@ class Repository:
         total = GcReport()
         while True:
             with self.writing(wait_s):
-                self._fail_closed()
-                step = self.format.gc(self.revisions(), dry_run=dry_run)
-                strays = [] if dry_run else self._remove_strays()
+                records = self._complete()
+                step = self.format.gc(records, dry_run=dry_run)
+                strays = [] if dry_run else self._remove_strays(records)
             total = _added(total, step, len(strays))
             if not step.more or dry_run:
                 break
@@ -378,16 +383,19 @@ class Repository:
         last = self.meter.last() if made and self.store == COW else None
         return last.stored + made.stats.stored if last and made else self.occupied()
 
-    def _fail_closed(self) -> None:
-        for revision, error in self.unreadable().items():
+    def _complete(self) -> list[Record]:
+        """All revisions; Corrupt while anything about one of them cannot be read."""
+        records, unreadable = self.listing()
+        for revision, error in unreadable.items():
             raise Corrupt(
                 f"{error.args[0]}; nothing is deleted while a record is unreadable",
                 vm=self.name,
                 revision=revision,
             ) from error
         with self.format.holding():
-            for record in self.revisions():
+            for record in records:
                 self._refuse_incomplete(record)
+        return records
 
     def _refuse_incomplete(self, record: Record) -> None:
         for damage in self.structure(record):
@@ -399,9 +407,10 @@ class Repository:
                 disk=damage.disk,
             )
 
-    def _remove_strays(self) -> list[Path]:
-        named = {path for record in self.revisions() for path in self.format_files(record)}
-        ids = {record.id for record in self.revisions()}
+    def _remove_strays(self, records: Sequence[Record]) -> list[Path]:
+        """Remove what none of `records`, which are all there are, names."""
+        named = {path for record in records for path in self.format_files(record)}
+        ids = {record.id for record in records}
         strays = [
             path
             for path in self.layout.revisions.iterdir()
@@ -417,8 +426,8 @@ class Repository:
 
     def fsck(self) -> list[str]:
         """Every violated invariant of the store, in words; [] is a sound store. Reads structure."""
-        problems = [f"record {i}: {e.args[0]}" for i, e in self.unreadable().items()]
-        records = self.revisions()
+        records, unreadable = self.listing()
+        problems = [f"record {i}: {e.args[0]}" for i, e in unreadable.items()]
         seqs = [record.seq for record in records]
         if len(set(seqs)) != len(seqs):
             problems.append("two revisions have the same seq")

@@ -139,6 +139,48 @@ def test_a_failing_system_call(history: History, inject: str) -> None:
     assert survived(history, now(history)) == set()
 
 
+def newest_record(history: History) -> str:
+    return f"revisions/{Repository.open(history.path).revisions()[-1].id}.json"
+
+
+# An error that passes (a busy NFS server): one look at the records differs from the next.
+
+
+@pytest.mark.parametrize("look", range(1, 9))
+def test_gc_frees_nothing_while_a_record_cannot_be_looked_at(history: History, look: int) -> None:
+    fault = f"newfstatat:error=EIO:when={look}@{newest_record(history)}"
+    done = traced(history, fault, "gc")
+    assert done.returncode in (0, 12), done.stderr
+    assert survived(history, now(history)) == set()
+
+
+@pytest.mark.parametrize("look", [1, 2, 3, 4])
+def test_a_change_list_is_of_the_newest_revision_alone(history: History, look: int) -> None:
+    (newest,) = list(history.contents.values())[-1].values()
+    history.path.with_name("disk.img").write_bytes(newest)
+    nothing = history.path.with_name("changes.json")
+    nothing.write_text("[]")
+    fault = f"newfstatat:error=EIO:when={look}@{newest_record(history)}"
+    command = ("backup", "--no-verify", "--changes", str(nothing), "manual:z")
+    done = traced(history, fault, *command)
+    assert done.returncode == 0, done.stderr
+    survived(history, now(history))
+
+
+def test_a_copy_says_what_it_did_not_see(history: History) -> None:
+    fault = f"read:error=EIO:when=1@{newest_record(history)}"
+    target = history.path.with_name("copy")
+    done = traced(history, fault, "copy", str(history.path), str(target))
+    assert len(Repository.open(target).revisions()) == 2
+    assert done.returncode == 12, done.stderr
+    assert "1 of 3 revisions are not in the copy" in done.stderr
+
+
+def test_a_selection_says_what_it_did_not_see(history: History) -> None:
+    done = traced(history, f"read:error=EIO:when=1@{newest_record(history)}", "find", "-r", "all")
+    assert len(done.stdout.splitlines()) == 3 or "left out" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["restore", "backup"])
 def test_a_map_that_may_not_be_opened(history: History, command: str) -> None:
     name = next(iter(Repository.open(history.path).revisions()[-1].disks["disk"].files))
