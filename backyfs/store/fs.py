@@ -271,6 +271,17 @@ def _total(pieces: Sequence[Buffer]) -> int:
     return sum(map(len, pieces))
 
 
+@contextlib.contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Errors of calls on descriptors do not know the file: let them name it."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.filename is None:
+            exc.filename = str(path)
+        raise
+
+
 def read_exactly(fd: int, length: int, offset: int) -> bytes:
     """Exactly `length` bytes at `offset`; EOFError when the file ends before."""
     data = os.pread(fd, length, offset)
@@ -341,7 +352,8 @@ def open_file(path: Path, access: int = os.O_RDONLY) -> int:
     # Not waiting makes no difference for files, but for a FIFO.
     fd = open_unlinked(path, access | os.O_NONBLOCK)
     try:
-        _require_file(os.fstat(fd), path)
+        with naming(path):
+            _require_file(os.fstat(fd), path)
     except BaseException:
         os.close(fd)
         raise
@@ -350,7 +362,7 @@ def open_file(path: Path, access: int = os.O_RDONLY) -> int:
 
 def read_file(path: Path) -> bytes:
     """The whole of a small file. An error of the medium if it is none, or impossibly large."""
-    with open(open_file(path), "rb", buffering=0) as stream:
+    with naming(path), open(open_file(path), "rb", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > SMALL_MAX:
             raise OSError(errno.EFBIG, f"impossible size of {size} bytes", str(path))

@@ -139,6 +139,22 @@ def test_a_failing_system_call(history: History, inject: str) -> None:
     assert survived(history, now(history)) == set()
 
 
+@pytest.mark.parametrize(
+    ("fault", "files", "command"),
+    [
+        ("read:error=EIO", "usage/*.jsonl", "usage"),
+        ("newfstatat:error=EACCES", "revisions/*.map", "status"),
+        ("newfstatat:error=EACCES", "repository.json", "status"),
+    ],
+)
+def test_an_error_names_its_file(history: History, fault: str, files: str, command: str) -> None:
+    path = max(history.path.glob(files))
+    done = traced(history, f"{fault}@{path.relative_to(history.path)}", command)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"backyfs: {path}: ")
+
+
 def newest_record(history: History) -> str:
     return f"revisions/{Repository.open(history.path).revisions()[-1].id}.json"
 

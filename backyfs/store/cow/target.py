@@ -31,7 +31,7 @@ from backyfs.store.cow.image import CowImage
 from backyfs.store.cow.reflink import clone
 from backyfs.store.cow.table import Head, group_frames, hash_at, level1_at, table_bytes
 from backyfs.store.digest import HASH, frame_count
-from backyfs.store.fs import Fs, forget_pages, read_exactly, temporary
+from backyfs.store.fs import Fs, forget_pages, naming, read_exactly, temporary
 
 SYNC_BYTES = 256 << 20
 """After so many bytes the file is made durable, so that dirty memory stays bounded."""
@@ -143,7 +143,8 @@ class Target:
 
     def hashes(self, first: int, count: int) -> bytes:
         """The hashes of frames as they are now."""
-        return read_exactly(self.table_fd, count * HASH, hash_at(first))
+        with naming(self._table):
+            return read_exactly(self.table_fd, count * HASH, hash_at(first))
 
     def store(self, first: int, data: bytes, hashes: bytes) -> None:
         """Make the frames from `first` on hold `data`, whose frame hashes are given."""

@@ -34,7 +34,7 @@ from backyfs.store.cow.table import (
 from backyfs.store.cow.target import Target
 from backyfs.store.digest import FAN_OUT, HASH, digest, frame_count, group_count
 from backyfs.store.format import Place
-from backyfs.store.fs import allocated, read_exactly
+from backyfs.store.fs import allocated, naming, read_exactly
 from backyfs.store.quarantine import Bad
 from backyfs.store.record import DiskRecord
 
@@ -202,7 +202,9 @@ class CowDiskWriter:
         return True
 
     def _hashes(self, first: int, count: int) -> bytes:
-        return read_exactly(self._table_fd(), count * HASH, hash_at(first))
+        old = None if self._target.made else self._parent
+        with naming(old.files.table if old else self._table):
+            return read_exactly(self._table_fd(), count * HASH, hash_at(first))
 
     def _table_fd(self) -> int:
         """The table that says what frames nobody wrote yet hold: the parent's as well as ours."""

@@ -25,7 +25,7 @@ from backyfs.store import lock
 from backyfs.store.contract import StoredImage
 from backyfs.store.digest import FAN_OUT, HASH, ZERO_HASH, digest, frame_count
 from backyfs.store.format import Place
-from backyfs.store.fs import is_medium_error, open_file, read_exactly
+from backyfs.store.fs import is_medium_error, naming, open_file, read_exactly
 from backyfs.store.packs.extents import ExtentMap, SegmentRef
 from backyfs.store.packs.library import PIECE_FRAMES, BadFrame, Chained, Frame, Library, Part
 from backyfs.store.packs.packfile import without_waiting
@@ -64,7 +64,8 @@ def load_map(path: Path, disk: DiskRecord, what: str) -> tuple[ExtentMap, int]:
         raise _unreadable(path.name, exc) from exc
     try:
         lock.share(fd, what)
-        status = os.fstat(fd)
+        with naming(path):
+            status = os.fstat(fd)
         if status.st_nlink == 0:
             raise gone(what)
         if status.st_size > _map_bytes_max(disk.size):
