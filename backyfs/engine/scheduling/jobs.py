@@ -93,11 +93,15 @@ class Job:
 
     def configure(self, config: SiteJob) -> None:
         """Use another configuration from the next run on."""
+        wall = self._clocks.wall()
+        was_due = self._plan(wall).at <= wall
         if config.schedule != self.config.schedule:
             self._scheduled = self._clocks.steady()
         self.config = config
         self._offset = planning.offset_s(config.name, config.schedule)
         self._hold = min(self._hold, self._spread())
+        if not was_due and self._plan(wall).at <= wall:  # its slots lie elsewhere now
+            self._hold = self._spread()
         self.wake()
 
     def start(self) -> None:

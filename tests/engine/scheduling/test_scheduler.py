@@ -341,6 +341,47 @@ async def test_another_schedule_does_not_wait_for_what_a_set_clock_put_off(
         assert len(world.starts) - made >= 2
 
 
+async def test_a_shorter_schedule_does_not_start_all_its_jobs(clock: JumpingClock) -> None:
+    """Each begins at its own next slot, though it has had none of the new tag's ever."""
+    world = World(seconds=lambda name, rng: 1.0)
+    names = [f"vm{n}" for n in range(100)]
+    async with running(Scheduler(site(dict.fromkeys(names, WEEKLY)), world)) as scheduler:
+        await trio.sleep(10 * DAY)
+        made = len(world.starts)
+        scheduler.reload(site({name: {"daily": DAILY["daily"], **WEEKLY} for name in names}))
+        await trio.sleep(HOUR)
+        assert len(world.starts) - made < 15, "about five an hour are usual"
+        await trio.sleep(DAY)
+        assert len({vm.made[-1] for vm in world.vms.values() if vm.made[-1] > 10 * DAY}) == 100
+
+
+async def test_slots_that_a_schedule_moves_are_made_up_for_little_by_little(
+    clock: JumpingClock,
+) -> None:
+    """Where they lie follows from the longest interval; as when a scheduler starts."""
+    world = World(seconds=lambda name, rng: 1.0)
+    names = [f"vm{n}" for n in range(200)]
+    scheduler = Scheduler(site(dict.fromkeys(names, WEEKLY), workers=50), world)
+    async with running(scheduler):
+        await trio.sleep(10 * DAY)
+        made, begin = len(world.starts), trio.current_time()
+        after: Schedule = {**WEEKLY, "monthly": Rule(30 * 86_400, 4)}
+        scheduler.reload(site(dict.fromkeys(names, after), workers=50))
+        await trio.sleep(1200)
+    late = [at - begin for at in world.starts[made:]]
+    assert len(late) >= 40
+    assert max(sum(60 * m <= at < 60 * m + 60 for at in late) for m in range(15)) < 20
+
+
+async def test_a_check_remembered_from_the_future_comes(clock: JumpingClock) -> None:
+    """The clock was wrong when it was noted; no later than an interval from now it is done."""
+    world = World()
+    memory = Memory(first_seen=START, verified=START + 400 * DAY)
+    async with running(Scheduler(site({"a": DAILY}, checks=True), world, {"a": memory})):
+        await trio.sleep(31 * DAY)
+    assert world.calls[Kind.VERIFY] == 1
+
+
 async def test_checks_come_though_no_scheduler_lives_as_long(clock: JumpingClock) -> None:
     """One that is started again each week verifies once a month all the same."""
     world = World()
